@@ -1,0 +1,330 @@
+"""`lingua-synth quickstart`: the study of synthetic data in miniature, real at every step, on two CPU cores.
+
+    natural documents -> tokenizer -> token shards -> runs on natural text alone
+        -> the largest of them is the generator -> synthetic documents -> token shards -> runs on mixtures
+        -> runs.csv -> fits.json -> report.html
+
+Every stage leaves a folder with a file written last, and is skipped when that file is there: killed at any moment and called
+again, the quickstart goes on where it stood. The synthetic text comes from a language model of a few hundred thousand
+parameters that was trained minutes before: a very weak generator, so what one sees is the price of training on a weak model's
+output. `engine=openai base_url=... model=...` or `engine=vllm model=...` rephrases with a real LLM instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lingua_synth.config import parse_args, to_dict
+from lingua_synth.files import folder_lock, read_json, write_json
+
+FINISHED = "finished.json"
+SETTINGS = "quickstart.json"
+
+# The paper's shares, exact; its "33 %" is one third.
+RATIOS = {0: "0", 33: "1/3", 67: "2/3", 100: "1"}
+
+
+@dataclass
+class QuickstartArgs:
+    """The paper's study in miniature: documents, generation, token shards, mixtures, training, evaluation, fits, report."""
+
+    out: str = "quickstart"
+    """Folder for everything; run again with the same folder to go on after an interruption."""
+    documents: str = "python://"
+    """Natural documents: a jsonl or parquet file, folder or glob of yours; python:// is the English text of this Python installation."""
+    engine: str = "checkpoint"
+    """Who writes the synthetic text: checkpoint (the study's own largest natural model), openai (any compatible server), vllm."""
+    base_url: str = ""
+    """Server address for engine=openai, e.g. http://127.0.0.1:8000/v1; the key is read from OPENAI_API_KEY."""
+    model: str = ""
+    """Model name for engine=openai or engine=vllm."""
+    recipe: str = ""
+    """How documents become synthetic ones; empty: `continue` for engine=checkpoint, `hq` for a real LLM."""
+    tokenizer: str = "sp"
+    """sp: a SentencePiece model trained on the natural documents; bytes: no training, longer sequences."""
+    vocab_size: int = 1024
+    """Entries of the SentencePiece model."""
+    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-106k", "nano-332k"])
+    """Model presets of the grid."""
+    budgets: list[int] = field(default_factory=lambda: [262_144, 524_288, 1_048_576, 2_097_152])
+    """Training budgets of the grid, in tokens; whole numbers of 2,048-token steps."""
+    seq_len: int = 128
+    """Tokens per training sequence; must divide 2,048."""
+    lr: float = 4e-3
+    """Peak learning rate of every run."""
+    seed: int = 42
+    """Seed of everything random."""
+    num_workers: int = 2
+    """Runs trained at the same time, one CPU thread each."""
+    bootstraps: int = 1000
+    """Resamples behind each interval."""
+
+
+GLOBAL_BATCH_TOKENS = 2048
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run all stages that are not done yet; say at once when all are."""
+    args = parse_args(QuickstartArgs, argv, prog="lingua-synth quickstart")
+    out = Path(args.out)
+    validate_quickstart_args(args)
+    _claim(out, args)
+    if (out / FINISHED).is_file():
+        print(f"finished already: {out / 'report.html'}, {out / 'runs.csv'}, {out / 'fits.json'}")
+        return 0
+    with folder_lock(out, "quickstart"):
+        run_quickstart(args)
+    print(f"report: {out / 'report.html'}\nruns:   {out / 'runs.csv'}\nfits:   {out / 'fits.json'}")
+    return 0
+
+
+def validate_quickstart_args(args: QuickstartArgs) -> None:
+    """Raise ValueError for settings no quickstart can run with; nothing is written before."""
+    from lingua_synth.model.presets import preset
+
+    if args.engine not in ("checkpoint", "openai", "vllm"):
+        raise ValueError(f"engine is checkpoint, openai or vllm; got {args.engine!r}")
+    if args.engine == "openai" and not args.base_url:
+        raise ValueError("engine=openai needs base_url=, e.g. base_url=http://127.0.0.1:8000/v1")
+    if args.engine in ("openai", "vllm") and not args.model:
+        raise ValueError(f"engine={args.engine} needs model=, the name of the model that rephrases")
+    if args.tokenizer not in ("sp", "bytes"):
+        raise ValueError(f"tokenizer is sp or bytes; got {args.tokenizer!r}")
+    if args.seq_len < 8 or GLOBAL_BATCH_TOKENS % args.seq_len:
+        raise ValueError(f"seq_len must divide the {GLOBAL_BATCH_TOKENS} tokens of a step; got {args.seq_len}")
+    if not args.sizes or not args.budgets:
+        raise ValueError("sizes and budgets must name at least one each")
+    for size in args.sizes:
+        preset(size)
+    for budget in args.budgets:
+        if budget < GLOBAL_BATCH_TOKENS or budget % GLOBAL_BATCH_TOKENS:
+            nearest = max(1, round(budget / GLOBAL_BATCH_TOKENS)) * GLOBAL_BATCH_TOKENS
+            raise ValueError(f"budget {budget:,} is not a whole number of {GLOBAL_BATCH_TOKENS}-token steps; nearest: {nearest:,}")
+    if args.num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, got {args.num_workers}")
+
+
+def _claim(out: Path, args: QuickstartArgs) -> None:
+    """Write the settings of a new folder; refuse a folder of other settings, naming them."""
+    settings = {key: value for key, value in to_dict(args).items() if key not in ("out", "num_workers")}
+    path = out / SETTINGS
+    if path.is_file():
+        theirs = read_json(path)
+        different = [f"{key}: {theirs.get(key)!r} there, {value!r} now" for key, value in settings.items() if theirs.get(key) != value]
+        if different:
+            raise ValueError(
+                f"{out} holds a quickstart with other settings ({'; '.join(different)}); use another out=, or delete it"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and holds no quickstart; use another out= so that nothing of yours is mixed in")
+    write_json(path, settings)
+
+
+def run_quickstart(args: QuickstartArgs) -> None:
+    """All stages in order; each is skipped when its result is there."""
+    stages = _Stages(Path(args.out))
+    with stages.timed("documents"):
+        corpus = _documents(args)
+    with stages.timed("tokenize natural text"):
+        natural, domains = _tokenize_natural(args, corpus)
+    with stages.timed("train on natural text"):
+        natural_runs = _train(args, domains, {0: RATIOS[0]})
+    with stages.timed("generate"):
+        summary = _generate(args, natural_runs)
+    with stages.timed("tokenize synthetic text"):
+        synthetic = _tokenize_synthetic(args)
+    with stages.timed("train on mixtures"):
+        mixed_runs = _train(args, domains, {percent: ratio for percent, ratio in RATIOS.items() if percent})
+    with stages.timed("fit and report"):
+        _report(args, corpus, natural, synthetic, summary, natural_runs + mixed_runs, stages)
+    write_json(Path(args.out) / FINISHED, {"seconds": stages.seconds})
+
+
+class _Stages:
+    """Announces stages and keeps the seconds each took, over interruptions."""
+
+    def __init__(self, out: Path):
+        self._path = out / "stages.json"
+        self.seconds: dict[str, float] = read_json(self._path) if self._path.is_file() else {}
+        self._count = itertools.count(1)
+
+    def timed(self, name: str) -> _Stage:
+        print(f"[{next(self._count)}/7] {name}", flush=True)
+        return _Stage(self, name)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        write_json(self._path, self.seconds)
+
+
+class _Stage:
+    def __init__(self, stages: _Stages, name: str):
+        self._stages, self._name = stages, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *failure: object) -> None:
+        # An interrupted stage counts too: its finished part is not done again.
+        if failure[0] is None or not issubclass(failure[0], OSError):  # type: ignore[arg-type]
+            self._stages.add(self._name, time.perf_counter() - self._start)
+
+
+# --- the stages ---
+
+
+def _documents(args: QuickstartArgs) -> dict[str, Any]:
+    from lingua_synth.documents import prepare_corpus
+
+    return prepare_corpus(args.documents, Path(args.out) / "documents", seed=args.seed)
+
+
+def _tokenize_natural(args: QuickstartArgs, corpus: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    from lingua_synth.documents import read_documents
+    from lingua_synth.tokens import build_tokenizer, tokenize, train_sentencepiece
+
+    out = Path(args.out)
+    train = out / "documents" / "train.jsonl"
+    tokenizer_path = None
+    if args.tokenizer == "sp":
+        model_path = out / "tokenizer" / "sp.model"
+        if not model_path.is_file():
+            texts = (document.text for document in read_documents(str(train)))
+            train_sentencepiece(texts, model_path, args.vocab_size, seed=args.seed)
+        tokenizer_path = str(model_path)
+    tokenizer = build_tokenizer(args.tokenizer, tokenizer_path)
+    natural = tokenize(str(train), out / "tokens" / "natural", tokenizer, shuffle_seed=args.seed)
+    domains = {}
+    for file in sorted((out / "documents" / "heldout").glob("*.jsonl")):
+        domains[file.stem] = str(out / "tokens" / "heldout" / file.stem)
+        tokenize(str(file), domains[file.stem], tokenizer, shuffle_seed=args.seed, progress=False)
+    largest, available = max(args.budgets), _trainable_tokens(natural, args.seq_len)
+    if largest > available:
+        fitting = [budget for budget in args.budgets if budget <= available]
+        fix = f"budgets={json.dumps(fitting).replace(' ', '')}" if fitting else "fewer tokens, or give more documents"
+        raise ValueError(
+            f"the largest budget is {largest:,} tokens, but the natural documents make {available:,} once; use {fix}, "
+            "in another out= folder"
+        )
+    return natural, domains
+
+
+def _trainable_tokens(manifest: Mapping[str, Any], seq_len: int) -> int:
+    return max(0, (manifest["num_tokens"] - 1) // seq_len) * seq_len
+
+
+def _mixture_name(percent: int) -> str:
+    return "natural" if percent == 0 else f"synthetic-{percent}"
+
+
+def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int, str]) -> list[Any]:
+    from lingua_synth.mixture.args import SourceArgs
+    from lingua_synth.study import MixtureArgs, StudyArgs, launch, plan_study
+
+    tokens = Path(args.out) / "tokens"
+    mixtures = {}
+    for percent, ratio in ratios.items():
+        natural_ratio = {0: "1", 33: "2/3", 67: "1/3", 100: "0"}[percent]
+        shares = {"natural": natural_ratio, "synthetic": ratio}
+        mixtures[_mixture_name(percent)] = MixtureArgs({name: share for name, share in shares.items() if share != "0"})
+    names = {name for mixture in mixtures.values() for name in mixture.ratios}
+    study = StudyArgs(
+        out=args.out,
+        sizes=args.sizes,
+        budgets=args.budgets,
+        mixtures=mixtures,
+        sources={name: SourceArgs(path=str(tokens / name)) for name in sorted(names)},
+        seeds=[args.seed],
+        train={
+            "data": {"seq_len": args.seq_len, "batch_size": GLOBAL_BATCH_TOKENS // args.seq_len},
+            "optim": {"lr": args.lr, "lr_min_ratio": 0.1},
+            "checkpoint": {"dump": {"every": 0, "keep": 1}},
+            "logging": {"freq": 16},
+            "synth": {
+                "warmup_ratio": 0.1,
+                "global_batch_tokens": GLOBAL_BATCH_TOKENS,
+                "device": "cpu",
+                "evaluation": {"domains": dict(domains)},
+            },
+        },
+    )
+    runs = plan_study(study)
+    launch(runs, num_workers=args.num_workers, threads_per_worker=1, desc="training")
+    return runs
+
+
+def _recipe(args: QuickstartArgs) -> str:
+    return args.recipe or ("continue" if args.engine == "checkpoint" else "hq")
+
+
+def _generator_run(natural_runs: Sequence[Any]) -> Any:
+    """The natural run of the most training FLOPs: the best model the study has before any synthetic text exists."""
+    return max(natural_runs, key=lambda run: run.flops)
+
+
+def _generate(args: QuickstartArgs, natural_runs: Sequence[Any]) -> Any:
+    from lingua_synth.generate import build_engine, generate, load_recipe
+
+    out = Path(args.out)
+    if args.engine == "checkpoint":
+        engine = build_engine("checkpoint", model=_generator_run(natural_runs).args.dump_dir)
+    else:
+        engine = build_engine(args.engine, model=args.model, base_url=args.base_url)
+    # Counted in the generator's tokens. Sampled pieces are joined differently when the text is tokenized again, a few per
+    # cent fewer of them; a large LLM's tokens are longer than this small vocabulary's, so fewer of them suffice.
+    margin = 1.2 if args.engine == "checkpoint" else 0.9
+    return generate(
+        str(out / "documents" / "train.jsonl"),
+        out / "synthetic",
+        load_recipe(_recipe(args)),
+        engine,
+        seed=args.seed,
+        max_output_tokens=int(max(args.budgets) * margin),
+    )
+
+
+def _tokenize_synthetic(args: QuickstartArgs) -> dict[str, Any]:
+    from lingua_synth.tokens import build_tokenizer, tokenize
+
+    out = Path(args.out)
+    tokenizer = build_tokenizer(args.tokenizer, str(out / "tokenizer" / "sp.model") if args.tokenizer == "sp" else None)
+    manifest = tokenize(
+        str(out / "synthetic" / "documents-*.jsonl"), out / "tokens" / "synthetic", tokenizer, shuffle_seed=args.seed
+    )
+    available, needed = _trainable_tokens(manifest, args.seq_len), max(args.budgets)
+    if available < needed:
+        raise ValueError(
+            f"the natural documents gave {available:,} synthetic tokens, and the runs on synthetic text alone need {needed:,}; "
+            f"give more documents, or largest budget {available // GLOBAL_BATCH_TOKENS * GLOBAL_BATCH_TOKENS}, in another out= folder"
+        )
+    return manifest
+
+
+def _report(
+    args: QuickstartArgs,
+    corpus: Mapping[str, Any],
+    natural: Mapping[str, Any],
+    synthetic: Mapping[str, Any],
+    summary: Any,
+    runs: Sequence[Any],
+    stages: _Stages,
+) -> None:
+    from lingua_synth.report import write_report
+    from lingua_synth.scaling import fit_study, load_runs, write_runs
+    from lingua_synth.study import collect
+
+    out = Path(args.out)
+    rows, unfinished = collect(run.args.dump_dir for run in runs)
+    assert not unfinished, "launch returns only when every run is finished"
+    write_runs(rows, out / "runs.csv")
+    table = load_runs(out / "runs.csv")
+    fits = fit_study(table, num_bootstraps=args.bootstraps, seed=args.seed)
+    write_json(out / "fits.json", fits.to_dict())
+    write_report(out, table, fits, title="Synthetic data in pre-training, in miniature")

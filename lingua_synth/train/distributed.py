@@ -1,0 +1,67 @@
+"""Where this process stands among the ranks of a run: read from torchrun's environment, gloo on CPU, nccl on CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the data-parallel ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of `values` over the ranks, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def data_parallel(device: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes, or stand alone; leaves the group at the end.
+
+    `device`: cpu, cuda or auto. Raises ValueError for cuda without a GPU, or more ranks than GPUs on this machine.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"synth.device is auto, cpu or cuda; got {device!r}")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ValueError("synth.device=cuda, but PyTorch sees no GPU here; use synth.device=auto or cpu")
+    kind = "cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu"
+    size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+    if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield Ranks(0, 1, torch.device(kind))
+        return
+    joined_here = not dist.is_initialized()
+    if joined_here:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Ranks(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu"))
+    finally:
+        if joined_here:
+            dist.destroy_process_group()

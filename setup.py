@@ -1,0 +1,56 @@
+"""Metadata of the package; tools are configured in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lingua_synth" / "__init__.py").read_text()).group(1)
+
+CORE = ["numpy>=1.26", "scipy>=1.11", "pyarrow>=15", "omegaconf>=2.3", "pyyaml>=6", "tqdm>=4.66"]
+TRAIN = ["torch>=2.6", "tiktoken>=0.7", "sentencepiece>=0.2", "tensorboard>=2.16"]
+REPORT = ["matplotlib>=3.8"]
+GENERATE = ["aiohttp>=3.9"]
+EXTRAS = {
+    "train": TRAIN,
+    "report": REPORT,
+    "openai": GENERATE,
+    "quickstart": TRAIN + REPORT + GENERATE,
+    "vllm": ["vllm>=0.10"],
+    "gpu": ["xformers>=0.0.29"],
+    "formats": ["zstandard>=0.22", "fsspec>=2024.2", "orjson>=3.9"],
+}
+EXTRAS["dev"] = sorted(
+    {
+        *EXTRAS["quickstart"],
+        *EXTRAS["formats"],
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "ruff>=0.8",
+        "mypy>=1.13",
+        "types-PyYAML",
+        "types-tqdm",
+    }
+)
+
+setup(
+    name="lingua-synth",
+    version=VERSION,
+    description="Studies of synthetic data in LLM pre-training, from documents to scaling laws, on top of Meta Lingua",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lingua_synth", "lingua_synth.*"]),
+    package_data={"lingua_synth": ["py.typed", "generate/recipes/*.yaml"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["lingua-synth=lingua_synth.cli:entry"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
