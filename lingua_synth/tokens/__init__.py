@@ -1,0 +1,19 @@
+"""Tokens: tokenizers by Lingua's names, documents into token shards, and reading shards without a copy.
+
+Document ──Tokenizer──> ids ──tokenize──> shard-NNNNN.arrow + manifest.json ──TokenSource──> windows of ids
+"""
+
+from lingua_synth.tokens.sentencepiece_training import train_sentencepiece
+from lingua_synth.tokens.shards import read_manifest, tokenize
+from lingua_synth.tokens.source import TokenSource, verify_shards
+from lingua_synth.tokens.tokenizer import Tokenizer, build_tokenizer
+
+__all__ = [
+    "TokenSource",
+    "Tokenizer",
+    "build_tokenizer",
+    "read_manifest",
+    "tokenize",
+    "train_sentencepiece",
+    "verify_shards",
+]

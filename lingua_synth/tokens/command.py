@@ -1,0 +1,106 @@
+"""`lingua-synth tokenize`: documents into token shards, and the check of shards that are there.
+
+lingua-synth tokenize documents=data/corpus out=data/shards tokenizer.name=tiktoken tokenizer.path=tokenizer.model
+lingua-synth tokenize verify out=data/shards
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lingua_synth.config import parse_args
+from lingua_synth.tokens.shards import read_manifest, tokenize
+from lingua_synth.tokens.source import verify_shards
+from lingua_synth.tokens.tokenizer import build_tokenizer
+
+PROG = "lingua-synth tokenize"
+ACTIONS = ("run", "verify")
+
+
+@dataclass
+class TokenizerArgs:
+    """A vocabulary, by Meta Lingua's names."""
+
+    name: str = "bytes"
+    """bytes, sp (a SentencePiece model file) or tiktoken (a rank file, as Llama 3's tokenizer.model)."""
+    path: str | None = None
+    """File of the vocabulary; none for bytes."""
+
+
+@dataclass
+class TokenizeArgs:
+    """Tokenize documents once, for every run and any ratio. The word before the keys: run (the default) or verify."""
+
+    documents: str = ""
+    """File, folder (recursive), glob or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet; python:// is built in."""
+    out: str = ""
+    """Folder for the shards and their manifest.json; all that verify needs."""
+    tokenizer: TokenizerArgs = field(default_factory=TokenizerArgs)
+    """The vocabulary; its hash is carried by the shards."""
+    add_bos: bool = True
+    """Put BOS before every document."""
+    add_eos: bool = True
+    """Put EOS after every document."""
+    shuffle_seed: int | None = 0
+    """Seed of the permutation of documents (keeps all tokens in memory); null keeps the order of the input."""
+    shard_tokens: int = 1 << 26
+    """Most tokens in one file, at least 1; a document is never cut."""
+    max_reject_rate: float = 0.01
+    """Largest share of input lines, in [0, 1], that may be no documents before the run stops."""
+    progress: bool = True
+    """Show a progress bar on stderr."""
+
+
+@dataclass
+class VerifyArgs:
+    """Check a folder of token shards against its manifest: every file, every byte."""
+
+    out: str = ""
+    """Folder of the shards."""
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Run the verb; returns 0, or 1 when `verify` finds a problem. ValueError for bad input."""
+    action, words = (argv[0], argv[1:]) if argv and argv[0] in ACTIONS else ("run", argv)
+    return _verify(words) if action == "verify" else _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
+    args = parse_args(TokenizeArgs, words, prog=f"{PROG} [run|verify]")
+    for key in ("documents", "out"):
+        if not getattr(args, key):
+            raise ValueError(f"{key}= is missing; `{PROG} --help` lists the keys")
+    tokenizer = build_tokenizer(args.tokenizer.name, args.tokenizer.path)
+    manifest = tokenize(
+        args.documents,
+        args.out,
+        tokenizer,
+        add_bos=args.add_bos,
+        add_eos=args.add_eos,
+        shuffle_seed=args.shuffle_seed,
+        shard_tokens=args.shard_tokens,
+        max_reject_rate=args.max_reject_rate,
+        progress=args.progress,
+    )
+    print(
+        f"{args.out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['bytes']:,} bytes "
+        f"of text ({manifest['bytes'] / manifest['tokens']:.2f} a token) in {len(manifest['files'])} files"
+    )
+    for reason, count in manifest["skipped"].items():
+        print(f"skipped {count:,}: {reason}")
+    return 0
+
+
+def _verify(words: Sequence[str]) -> int:
+    args = parse_args(VerifyArgs, words, prog=f"{PROG} verify")
+    if not args.out:
+        raise ValueError(f"out= is missing: the folder to check, as in `{PROG} verify out=data/shards`")
+    problems = verify_shards(args.out)
+    for problem in problems:
+        print(problem)
+    if problems:
+        return 1
+    manifest = read_manifest(args.out)
+    print(f"{args.out}: {len(manifest['files'])} files, {manifest['tokens']:,} tokens, every byte as written")
+    return 0

@@ -1,0 +1,227 @@
+"""Token shards -> windows of token ids: memory-mapped, without a copy.
+
+A source is the concatenation of its documents in the order of its files. A window is any stretch of it; where
+it lies in one file it is a view into the mapped file, so a thousand runs on one machine share the same pages.
+What is opened is what was written: size and counts of every file are compared with the manifest before the first
+token is read.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lingua_synth.files import sha256_file, sha256_json
+from lingua_synth.tokens.shards import read_manifest, shard_schema
+
+
+class TokenSource:
+    """Read-only access to a folder of token shards. Safe to share between threads; opening costs no memory.
+
+    Raises ValueError when the folder is not finished, a file is missing, or a file's size, layout or counts differ from
+    the manifest; `verify=True` also hashes every file (reads all of it).
+    """
+
+    def __init__(self, path: str | Path, verify: bool = False) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = read_manifest(path)
+        self.dtype = np.dtype(self.manifest["dtype"])
+        if verify:
+            for entry in self.manifest["files"]:
+                _refuse_other_hash(self.path, entry)
+        self._shards = [_open_shard(self.path, entry, self.dtype) for entry in self.manifest["files"]]
+        self._first_tokens = _cumulative(len(shard.tokens) for shard in self._shards)
+        self._first_documents = _cumulative(shard.num_documents for shard in self._shards)
+        self.num_tokens: int = self._first_tokens[-1]
+        """Tokens of all documents, BOS and EOS included."""
+        self.num_documents: int = self._first_documents[-1]
+        """Documents with at least one token."""
+        self.num_bytes: int = sum(entry["bytes"] for entry in self.manifest["files"])
+        """UTF-8 bytes of the documents' text."""
+        totals = {"tokens": self.num_tokens, "documents": self.num_documents, "bytes": self.num_bytes}
+        for key, total in totals.items():
+            if self.manifest[key] != total:
+                raise ValueError(
+                    f"{self.path / 'manifest.json'} was edited: it names {self.manifest[key]:,} {key}, "
+                    f"its files hold {total:,}"
+                )
+        self.fingerprint: str = fingerprint(self.manifest)
+        """Identity of the token stream: tokenizer, type and the hash of every file, in order."""
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def __repr__(self) -> str:
+        return f"TokenSource({str(self.path)!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
+
+    def window(self, start: int, length: int) -> npt.NDArray[Any]:
+        """Token ids `[start, start + length)` of the source, of the shards' `dtype`, read-only.
+
+        A view when the window lies in one file, else a copy. ValueError for a window outside [0, num_tokens).
+        """
+        end = start + length
+        if start < 0 or length < 0 or end > self.num_tokens:
+            raise ValueError(f"no window [{start:,}, {end:,}) in {self.path}: it has {self.num_tokens:,} tokens")
+        index = bisect_right(self._first_tokens, start) - 1
+        first = self._first_tokens[index]
+        if end <= self._first_tokens[min(index + 1, len(self._shards))]:
+            return self._shards[min(index, len(self._shards) - 1)].tokens[start - first : end - first]
+        parts = []
+        while start < end:
+            first, after = self._first_tokens[index], self._first_tokens[index + 1]
+            parts.append(self._shards[index].tokens[start - first : min(end, after) - first])
+            start, index = min(end, after), index + 1
+        window = np.concatenate(parts)
+        window.flags.writeable = False
+        return window
+
+    def document(self, i: int) -> npt.NDArray[Any]:
+        """Token ids of document `i`, BOS and EOS included: a read-only view. ValueError outside [0, num_documents)."""
+        shard, row = self._locate(i)
+        return shard.tokens[shard.offsets[row] : shard.offsets[row + 1]]
+
+    def document_id(self, i: int) -> str:
+        """The id that document `i` had before tokenization."""
+        shard, row = self._locate(i)
+        return shard.ids[row].as_py()
+
+    @cached_property
+    def document_lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document, int64 `[num_documents]`; the sum is `num_tokens`."""
+        return np.concatenate([np.diff(shard.offsets) for shard in self._shards])
+
+    @cached_property
+    def document_num_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of each document's text, int64 `[num_documents]`; the sum is `num_bytes`."""
+        return np.concatenate([shard.num_bytes.astype(np.int64) for shard in self._shards])
+
+    def _locate(self, i: int) -> tuple[_Shard, int]:
+        if not 0 <= i < self.num_documents:
+            raise ValueError(f"no document {i} in {self.path}: it has documents 0 to {self.num_documents - 1}")
+        index = bisect_right(self._first_documents, i) - 1
+        return self._shards[index], i - self._first_documents[index]
+
+
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Identity of a token stream: SHA-256 over the tokenizer's hash, the dtype and the hash of every file, in order."""
+    return sha256_json(
+        {
+            "tokenizer": manifest["tokenizer"]["sha256"],
+            "dtype": manifest["dtype"],
+            "files": [entry["sha256"] for entry in manifest["files"]],
+        }
+    )
+
+
+def verify_shards(path: str | Path) -> list[str]:
+    """Problems of a folder of token shards, one sentence each; an empty list means every byte is as written.
+
+    Finds a missing, truncated, longer or changed file (size and SHA-256), a file that the manifest does not name,
+    counts that do not add up, and ids outside the vocabulary. Reads every file, in constant memory.
+    """
+    path = Path(path)
+    try:
+        manifest = read_manifest(path)
+    except ValueError as error:
+        return [str(error)]
+    problems: list[str] = []
+    for entry in manifest["files"]:
+        try:
+            _refuse_other_hash(path, entry)  # before anything in the file is believed
+            _refuse_unknown_ids(path, entry, manifest)
+        except ValueError as error:
+            problems.append(str(error))
+    named = {entry["name"] for entry in manifest["files"]}
+    extra = sorted(file.name for file in path.glob("*.arrow") if file.name not in named)
+    problems += [f"{path / name} is not named by the manifest" for name in extra]
+    if not problems:
+        try:
+            TokenSource(path)
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+class _Shard:
+    """One mapped file: `tokens` of all documents, `offsets` of documents in it, `num_bytes`, `ids`."""
+
+    __slots__ = ("ids", "num_bytes", "num_documents", "offsets", "tokens")
+
+    def __init__(self, batch: Any) -> None:
+        column = batch.column("tokens")
+        self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
+        self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
+        self.num_bytes: npt.NDArray[np.uint64] = batch.column("num_bytes").to_numpy(zero_copy_only=True)
+        self.ids = batch.column("id")
+        self.num_documents: int = batch.num_rows
+
+
+def _open_shard(folder: Path, entry: dict[str, Any], dtype: np.dtype[Any]) -> _Shard:
+    import pyarrow as pa
+
+    path = _refuse_other_size(folder, entry)
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        num_batches, schema = reader.num_record_batches, reader.schema
+        shard = _Shard(reader.get_batch(0)) if num_batches == 1 and schema == shard_schema(dtype) else None
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # the disk, not the file's content
+        raise ValueError(
+            f"{path} is damaged ({error}); copy the folder again, or delete it and tokenize again"
+        ) from None
+    if shard is None:
+        raise ValueError(f"{path} is no shard of this library: {num_batches} record batches, columns {schema.names}")
+    found = {"documents": shard.num_documents, "tokens": len(shard.tokens)}
+    for key, count in found.items():
+        if count != entry[key]:
+            raise ValueError(f"{path} holds {count:,} {key}, the manifest says {entry[key]:,}; one of them was edited")
+    if shard.offsets[0] != 0 or shard.offsets[-1] != len(shard.tokens):
+        raise ValueError(f"{path} is damaged: its documents do not cover its tokens")
+    return shard
+
+
+def _refuse_other_size(folder: Path, entry: dict[str, Any]) -> Path:
+    path = folder / entry["name"]
+    try:
+        size = os.path.getsize(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; tokenize again, or copy the folder again") from None
+    if size != entry["file_bytes"]:
+        raise ValueError(
+            f"{path} is cut short or was edited: {size:,} bytes on disk, {entry['file_bytes']:,} in the manifest; "
+            "copy the folder again, or delete it and tokenize again"
+        )
+    return path
+
+
+def _refuse_other_hash(folder: Path, entry: dict[str, Any]) -> None:
+    path = _refuse_other_size(folder, entry)
+    found = sha256_file(path)
+    if found != entry["sha256"]:
+        raise ValueError(
+            f"{path} was changed: SHA-256 {found[:12]}..., in the manifest {entry['sha256'][:12]}...; "
+            "copy the folder again, or delete it and tokenize again"
+        )
+
+
+def _refuse_unknown_ids(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
+    dtype, n_words = np.dtype(manifest["dtype"]), manifest["tokenizer"]["n_words"]
+    tokens = _open_shard(folder, entry, dtype).tokens
+    largest = int(tokens.max()) if len(tokens) else 0
+    if largest >= n_words:
+        raise ValueError(f"{folder / entry['name']} holds the id {largest}, the vocabulary has {n_words} words")
+
+
+def _cumulative(counts: Any) -> list[int]:
+    total, sums = 0, [0]
+    for count in counts:
+        total += count
+        sums.append(total)
+    return sums

@@ -1,0 +1,295 @@
+"""Text <-> token ids, with Meta Lingua's names (`bytes`, `sp`, `tiktoken`) and Lingua's ids.
+
+A tokenizer is known by the SHA-256 of its vocabulary. Every token shard carries that hash, so that ids of one
+vocabulary are never read with another. Ids equal to those of Lingua's `lingua/tokenizer.py` (checkout 437d680,
+read and run side by side) are what lets its checkpoints and ours share data.
+"""
+
+from __future__ import annotations
+
+import abc
+import base64
+import binascii
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lingua_synth.files import sha256_bytes, sha256_json, what_is_there
+
+TOKENIZERS = ("bytes", "sp", "tiktoken")
+
+
+class Tokenizer(abc.ABC):
+    """Encodes any text without lone surrogates. Ids are in [0, n_words)."""
+
+    name: str
+    """One of `TOKENIZERS`."""
+    path: str | None
+    """File of the vocabulary, None for `bytes`."""
+    n_words: int
+    """Size of the vocabulary, special tokens included."""
+    bos_id: int
+    """Id put before a document; -1 when the vocabulary has none."""
+    eos_id: int
+    """Id put after a document; -1 when the vocabulary has none."""
+    sha256: str
+    """Identity of the vocabulary, hexadecimal."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned type that holds every id: uint16 up to 65,536 words, else uint32."""
+        return np.dtype(np.uint16 if self.n_words <= 1 << 16 else np.uint32)
+
+    def encode(self, text: str, add_bos: bool = False, add_eos: bool = False) -> list[int]:
+        """Ids of `text`, between BOS and EOS where asked. Names of special tokens inside `text` are ordinary text.
+
+        Raises ValueError when asked for a BOS or EOS that the vocabulary does not have.
+        """
+        self.validate_specials(add_bos, add_eos)
+        return [self.bos_id] * add_bos + self._encode(text) + [self.eos_id] * add_eos
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        """Ids of each text without BOS and EOS, as arrays of `dtype`; equal to `encode` text by text."""
+        return [np.array(self._encode(text), dtype=self.dtype) for text in texts]
+
+    def validate_specials(self, add_bos: bool, add_eos: bool) -> None:
+        """ValueError when a special token is asked for that the vocabulary does not have."""
+        for asked, token_id, which in ((add_bos, self.bos_id, "bos"), (add_eos, self.eos_id, "eos")):
+            if asked and token_id < 0:
+                raise ValueError(f"the vocabulary {self.path} has no {which.upper()} token; set add_{which}=false")
+
+    def describe(self) -> dict[str, Any]:
+        """What shards and checkpoints record: name, path, sha256, n_words, bos_id, eos_id."""
+        keys = ("name", "path", "sha256", "n_words", "bos_id", "eos_id")
+        return {key: getattr(self, key) for key in keys}
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens as their host library renders them (nothing, for `bytes` and `sp`)."""
+
+    @abc.abstractmethod
+    def token_text(self, token_id: int) -> str:
+        """One token, readable: its text, or `<0x0A>` for a byte that is no text alone, or its name when special."""
+
+    @abc.abstractmethod
+    def _encode(self, text: str) -> list[int]: ...
+
+
+class ByteTokenizer(Tokenizer):
+    """The UTF-8 bytes of the text are the ids, 256 is BOS and 257 is EOS."""
+
+    name = "bytes"
+    path = None
+    n_words = 258
+    bos_id = 256
+    eos_id = 257
+    sha256 = sha256_json({"name": "bytes", "n_words": 258, "bos_id": 256, "eos_id": 257})
+
+    def _encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(self.dtype) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="backslashreplace")
+
+    def token_text(self, token_id: int) -> str:
+        _refuse_unknown_id(self, token_id)
+        if token_id >= 256:
+            return "<bos>" if token_id == self.bos_id else "<eos>"
+        return _readable(bytes([token_id]))
+
+
+# U+2581: inside SentencePiece it stands for the space.
+SPACE_SYMBOL = "\u2581"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model file. Ids are those of its own `encode`, with one repair.
+
+    SentencePiece writes a space as U+2581, so a U+2581 in the text itself comes back as a space. Where the
+    vocabulary has byte pieces, that character is encoded as its three bytes and survives.
+    """
+
+    name = "sp"
+
+    def __init__(self, path: str | Path) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError:
+            raise ValueError("tokenizer sp needs sentencepiece: pip install sentencepiece") from None
+        model = _read_vocabulary(path, "sp", "a SentencePiece model file")
+        try:
+            self._model: Any = SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError(f"{path} is not a SentencePiece model") from None
+        self.path = str(path)
+        self.n_words = self._model.vocab_size()
+        self.bos_id = self._model.bos_id()
+        self.eos_id = self._model.eos_id()
+        self.sha256 = sha256_bytes(model)
+        byte_pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode("utf-8")]
+        byte_ids = [self._model.piece_to_id(piece) for piece in byte_pieces]
+        self._space_symbol_ids = byte_ids if all(self._model.is_byte(i) for i in byte_ids) else None
+
+    def _encode(self, text: str) -> list[int]:
+        if self._space_symbol_ids is None or SPACE_SYMBOL not in text:
+            return self._model.encode(text)
+        first, *rest = (self._model.encode(part) if part else [] for part in text.split(SPACE_SYMBOL))
+        ids: list[int] = first
+        for part in rest:
+            ids = ids + self._space_symbol_ids + part
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._model.decode([int(i) for i in ids])
+
+    def token_text(self, token_id: int) -> str:
+        _refuse_unknown_id(self, token_id)
+        piece: str = self._model.id_to_piece(int(token_id))
+        if self._model.is_byte(int(token_id)):
+            return _readable(bytes([int(piece[3:5], 16)]))
+        return piece.replace(SPACE_SYMBOL, " ")
+
+
+# The split pattern of Llama 3: https://github.com/meta-llama/llama3/blob/main/llama/tokenizer.py
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Lingua's places for the named ones among the 256 special tokens; every other is <|reserved_special_token_N|>.
+LINGUA_SPECIAL_TOKENS = {
+    0: "<|begin_of_text|>",
+    1: "<|end_of_text|>",
+    2: "<|fim_prefix|>",
+    3: "<|fim_middle|>",
+    253: "<|fim_end_fill|>",
+    254: "<|fim_pad|>",
+    255: "<|fim_suffix|>",
+}
+NUM_SPECIAL_TOKENS = 256
+# Lingua cuts there before encoding; ids around a cut differ from those of the uncut text.
+MAX_ENCODE_CHARS = 400_000
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A tiktoken rank file (Llama 3's `tokenizer.model`) with Lingua's 256 special tokens after the ranks.
+
+    With Llama 3's file: 128,256 words, BOS 128000, EOS 128001. The file is read here and not by tiktoken's own
+    loader, which keeps a copy under the path's name and would go on using it after the file has changed.
+    """
+
+    name = "tiktoken"
+
+    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
+        try:
+            import tiktoken
+        except ImportError:
+            raise ValueError("tokenizer tiktoken needs tiktoken: pip install tiktoken") from None
+        ranks = _parse_ranks(_read_vocabulary(path, "tiktoken", "a tiktoken rank file"), path)
+        specials = {
+            LINGUA_SPECIAL_TOKENS.get(i, f"<|reserved_special_token_{i}|>"): len(ranks) + i
+            for i in range(NUM_SPECIAL_TOKENS)
+        }
+        self._encoding = tiktoken.Encoding(
+            name=Path(path).stem, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        )
+        self._num_threads = num_threads
+        self.path = str(path)
+        self.n_words = self._encoding.n_vocab
+        self.bos_id = specials["<|begin_of_text|>"]
+        self.eos_id = specials["<|end_of_text|>"]
+        self.sha256 = sha256_json(
+            {
+                "ranks": sha256_bytes(b"".join(b"%d %d " % (rank, len(t)) + t for t, rank in sorted(ranks.items()))),
+                "specials": specials,
+                "pattern": LLAMA3_PATTERN,
+            }
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        if len(text) <= MAX_ENCODE_CHARS:
+            return self._encoding.encode_ordinary(text)
+        return [i for part in _cut(text) for i in self._encoding.encode_ordinary(part)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[Any]]:
+        parts = [part for text in texts for part in _cut(text)]
+        encoded = iter(self._encoding.encode_ordinary_batch(parts, num_threads=self._num_threads))
+        return [
+            np.concatenate([np.array(next(encoded), dtype=self.dtype) for _ in _cut(text)] or [np.empty(0, self.dtype)])
+            for text in texts
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._encoding.decode([int(i) for i in ids])
+
+    def token_text(self, token_id: int) -> str:
+        _refuse_unknown_id(self, token_id)
+        return _readable(self._encoding.decode_single_token_bytes(int(token_id)))
+
+
+def build_tokenizer(name: str, path: str | None = None) -> Tokenizer:
+    """The tokenizer by Lingua's name: `bytes`; `sp` with a SentencePiece model file; `tiktoken` with a rank file.
+
+    Raises ValueError for another name, a missing file, a file that is not what the name says, a missing package.
+    """
+    if name == "bytes":
+        if path:
+            raise ValueError(
+                f"tokenizer bytes has no file, but tokenizer.path is {path}; drop the path or name sp or tiktoken"
+            )
+        return ByteTokenizer()
+    if name not in TOKENIZERS:
+        raise ValueError(f"no tokenizer {name!r}; known are {', '.join(TOKENIZERS)}")
+    if not path:
+        what = "SentencePiece model file" if name == "sp" else "tiktoken rank file (Llama 3's tokenizer.model)"
+        raise ValueError(f"tokenizer {name} needs tokenizer.path: its {what}")
+    return SentencePieceTokenizer(path) if name == "sp" else TiktokenTokenizer(path)
+
+
+def _cut(text: str) -> list[str]:
+    return [text[i : i + MAX_ENCODE_CHARS] for i in range(0, len(text), MAX_ENCODE_CHARS)]
+
+
+def _read_vocabulary(path: str | Path, name: str, what: str) -> bytes:
+    if not os.path.isfile(path):
+        raise ValueError(f"tokenizer {name} needs {what}, and there is no file {path}; {what_is_there(path)}")
+    return Path(path).read_bytes()
+
+
+def _parse_ranks(content: bytes, path: str | Path) -> dict[bytes, int]:
+    """`base64 rank` lines -> {token bytes: rank}; ranks must be 0..n-1, as ids of the special tokens follow them."""
+    try:
+        pairs = [line.split() for line in content.splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except (ValueError, binascii.Error):
+        raise ValueError(f"{path} is not a tiktoken rank file (lines of `base64 rank`)") from None
+    if sorted(ranks.values()) != list(range(len(pairs))) or not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError(
+            f"{path} is damaged: a rank file has each rank from 0 once and a token for each of the 256 bytes"
+        )
+    return ranks
+
+
+def _readable(token: bytes) -> str:
+    try:
+        text = token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in token)
+    return (
+        text
+        if text.isprintable() or text.strip(" ") == ""
+        else "".join(
+            char if char.isprintable() else "".join(f"<0x{byte:02X}>" for byte in char.encode("utf-8")) for char in text
+        )
+    )
+
+
+def _refuse_unknown_id(tokenizer: Tokenizer, token_id: int) -> None:
+    if not 0 <= token_id < tokenizer.n_words:
+        raise ValueError(f"no token {token_id}: tokenizer {tokenizer.name} has ids 0 to {tokenizer.n_words - 1}")
