@@ -1,0 +1,66 @@
+"""`lingua-synth report`: a runs table in, one self-contained page with figures and fits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lingua_synth.config import parse_args
+from lingua_synth.files import what_is_there
+from lingua_synth.report.cells import base_mixture
+from lingua_synth.report.page import write_report
+
+
+@dataclass
+class ReportArgs:
+    """Draw every figure a runs table allows and write one self-contained HTML page."""
+
+    runs: str = ""
+    """CSV file with the runs table, one row a training."""
+    out: str = ""
+    """Folder for report.html and figures/ (PNG, SVG and the numbers drawn as CSV); made when absent."""
+    target: str = "loss_macro"
+    """Column of the table that is compared and fitted."""
+    n_definition: str = "non_embedding"
+    """Which count of parameters is N: non_embedding, lingua or total."""
+    bootstraps: int = 1000
+    """Bootstrap resamples per fit, for the 95 % intervals; 0 draws none."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    base: str | None = None
+    """Mixture the others are compared with; null takes natural text alone."""
+    title: str = "Synthetic text in pre-training"
+    """Heading of the page."""
+
+
+def main(argv: Sequence[str]) -> int | None:
+    """Read the table, fit the laws, write the page; prints where it is and what could not be fitted."""
+    from lingua_synth.scaling import fit_study, load_runs
+
+    args = parse_args(ReportArgs, argv, prog="lingua-synth report")
+    if not args.runs or not args.out:
+        missing = "runs=FILE.csv" if not args.runs else "out=FOLDER"
+        raise ValueError(f"report needs {missing}; `lingua-synth report --help` lists the keys")
+    if not Path(args.runs).is_file():
+        raise ValueError(f"no runs table {args.runs}; {what_is_there(args.runs)}")
+    if args.bootstraps < 0:
+        raise ValueError(f"bootstraps is a number of resamples, 0 or more; got {args.bootstraps}")
+    runs = load_runs(args.runs)
+    base_mixture(runs, args.base)  # a wrong name is refused before anything is fitted
+    fits = None
+    if len(runs):
+        fits = fit_study(
+            runs,
+            target=args.target,
+            n_definition=args.n_definition,
+            num_bootstraps=args.bootstraps,
+            seed=args.seed,
+        )
+    path = write_report(args.out, runs, fits, title=args.title, target=args.target, base=args.base)
+    print(f"{path}: {len(runs)} runs, {len(runs.mixtures)} mixtures")
+    if fits is not None:
+        unclear = [mixture for mixture, entry in fits.joint.items() if not entry.identifiable]
+        if unclear:
+            print(f"joint law not identifiable for {', '.join(unclear)}; the page says why")
+    return 0

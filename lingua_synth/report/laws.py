@@ -1,0 +1,48 @@
+"""Reading a fit for the eye: an estimate with its interval where the fit is identifiable, the reasons where not."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lingua_synth.scaling import MixtureFit, ScalingFit, StudyFits
+
+LEVEL = 0.95
+"""Level of every band and interval of a report."""
+
+
+def identified(entry: MixtureFit | None) -> ScalingFit | None:
+    """The fit when its numbers may be shown, else None."""
+    return entry.fit if entry is not None and entry.identifiable else None
+
+
+def reasons(entry: MixtureFit | None) -> str:
+    """Why no number of this fit may be shown, as sentences."""
+    return " ".join(sentence(reason) for reason in entry.reasons) if entry is not None else "No fit was made."
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital at the start and a full stop at the end."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def estimate(entry: MixtureFit, name: str) -> tuple[float, float, float]:
+    """(value, low, high) of a parameter of an identifiable fit; the limits are NaN without a bootstrap."""
+    fit = identified(entry)
+    assert fit is not None, "only identifiable fits have numbers to show"
+    if entry.bootstrap is None:
+        return float(fit.params[name]), math.nan, math.nan
+    low, high = entry.bootstrap.interval(name, LEVEL)
+    return float(fit.params[name]), float(low), float(high)
+
+
+def target_of(fits: StudyFits | None, target: str | None = None) -> str:
+    """The column that is drawn: `target` when given, else the fitted one, else loss_macro."""
+    return target or (fits.target if fits is not None else "loss_macro")
+
+
+def n_definition_of(fits: StudyFits | None) -> str:
+    """Which count N is: the one the fits used, else non_embedding."""
+    return fits.n_definition if fits is not None else "non_embedding"
