@@ -11,7 +11,10 @@ from lingua_synth.config import HELP_FLAGS, run_command
 
 VERBS: dict[str, tuple[str, str]] = {
     "quickstart": ("lingua_synth.quickstart", "the whole study in miniature, on this machine, in minutes"),
-    "generate": ("lingua_synth.generate.command", "make synthetic documents from natural ones (run, list, show, verify)"),
+    "generate": (
+        "lingua_synth.generate.command",
+        "make synthetic documents from natural ones (run, list, show, verify)",
+    ),
     "tokenize": ("lingua_synth.tokens.command", "documents -> token shards (run, verify)"),
     "mix": ("lingua_synth.mixture.command", "what a mixture asks of its sources; trains nothing"),
     "train": ("lingua_synth.train.command", "one training run; under torchrun: -m lingua_synth.train"),

@@ -35,7 +35,8 @@ def parse_args(cls: type[T], argv: Sequence[str], *, prog: str = "") -> T:
     """Build `cls` from its defaults, the YAML of `config=FILE` if given, and `key.sub=value` words, in that order.
 
     Prints the fields and exits with 0 on `--help`. Raises ValueError, in words for the user, for a word that is
-    not `key=value`, a missing or unreadable file, an unknown key (with the nearest known one), a value of the wrong type.
+    not `key=value`, a missing or unreadable file, an unknown key (with the nearest known one), a value of the wrong
+    type.
     """
     if any(word in HELP_FLAGS for word in argv):
         print(help_text(cls, prog=prog))
@@ -71,11 +72,11 @@ def build_args(cls: type[T], *layers: tuple[str, Mapping[str, Any]] | Mapping[st
         try:
             merged = OmegaConf.merge(merged, OmegaConf.create(dict(values)))
         except OmegaConfBaseException as error:
-            raise ValueError(_value_message(cls, error, where)) from None
+            raise ValueError(_value_message(error, where)) from None
     try:
         return typing.cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise ValueError(_value_message(cls, error, "the merged config")) from None
+        raise ValueError(_value_message(error, "the merged config")) from None
 
 
 def to_dict(args: Any) -> dict[str, Any]:
@@ -130,7 +131,8 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _inner_dataclass(hint: Any) -> tuple[type | None, bool]:
-    """(dataclass inside `hint`, whether it is the value type of a Dict) for Args, Optional[Args] and Dict[str, Args]."""
+    """(dataclass inside `hint`, whether it is the value type of a Dict) for Args, Optional[Args] and Dict[str,
+    Args]."""
     if dataclasses.is_dataclass(hint):
         return typing.cast(type, hint), False
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -184,18 +186,11 @@ def _suggestion(cls: type, key: str, prefix: str) -> str:
     return f"; known keys here: {', '.join(prefix + name for name in here)}"
 
 
-def _value_message(cls: type, error: Exception, where: str) -> str:
+def _value_message(error: Exception, where: str) -> str:
     key = getattr(error, "full_key", None) or ""
     reason = str(error).splitlines()[0]
-    hint = ""
-    node: Any = cls
-    for part in key.replace("[", ".").replace("]", "").split("."):
-        if dataclasses.is_dataclass(node) and part in _hints(typing.cast(type, node)):
-            node = _hints(typing.cast(type, node))[part]
-            inner, _ = _inner_dataclass(node)
-            node = inner or node
-    if node is int and "float" not in reason and "e" in reason.lower():
-        hint = " (write large integers as 2_000_000, not 2e6)"
+    # 2e6 is a float in YAML, and an int field refuses it.
+    hint = " (write large integers as 2_000_000, not 2e6)" if "'float'" in reason and "Integer" in reason else ""
     return f"{key or 'a value'} in {where} does not fit: {reason}{hint}"
 
 
@@ -248,9 +243,7 @@ def _help_lines(cls: type, prefix: str) -> list[str]:
             lines += [f"  {name}{'.<name>' if is_map else ''}: section", *doc]
             lines += _help_lines(inner, f"{name}.<name>." if is_map else f"{name}.")
             continue
-        default = (
-            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        )
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         shown = "required" if default is dataclasses.MISSING else f"default {default!r}"
         lines += [f"  {name}: {_type_name(hint)}, {shown}", *doc]
     return lines

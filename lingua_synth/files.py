@@ -39,9 +39,9 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    is_text = "b" not in mode
     try:
-        with open(temporary, mode, **text) as file:
+        with open(temporary, mode, encoding="utf-8" if is_text else None, newline="" if is_text else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,10 +4,11 @@
         -> the largest of them is the generator -> synthetic documents -> token shards -> runs on mixtures
         -> runs.csv -> fits.json -> report.html
 
-Every stage leaves a folder with a file written last, and is skipped when that file is there: killed at any moment and called
+Every stage leaves a folder with a file written last, and is skipped when that file is there: killed at any moment and
+called
 again, the quickstart goes on where it stood. The synthetic text comes from a language model of a few hundred thousand
-parameters that was trained minutes before: a very weak generator, so what one sees is the price of training on a weak model's
-output. `engine=openai base_url=... model=...` or `engine=vllm model=...` rephrases with a real LLM instead.
+parameters that was trained minutes before: a very weak generator, so what one sees is the price of training on a weak
+model's output. `engine=openai base_url=... model=...` or `engine=vllm model=...` rephrases with a real LLM instead.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ RATIOS = {0: "0", 33: "1/3", 67: "2/3", 100: "1"}
 
 @dataclass
 class QuickstartArgs:
-    """The paper's study in miniature: documents, generation, token shards, mixtures, training, evaluation, fits, report."""
+    """The paper's study in miniature: documents, generation, token shards, mixtures, training, evaluation, fits,
+    report."""
 
     out: str = "quickstart"
     """Folder for everything; run again with the same folder to go on after an interruption."""
     documents: str = "python://"
-    """Natural documents: a jsonl or parquet file, folder or glob of yours; python:// is the English text of this Python installation."""
+    """Natural documents: a jsonl or parquet file, folder or glob of yours; python:// is the English text of this
+    Python installation."""
     engine: str = "checkpoint"
-    """Who writes the synthetic text: checkpoint (the study's own largest natural model), openai (any compatible server), vllm."""
+    """Who writes the synthetic text: checkpoint (the study's own largest natural model), openai (any compatible
+    server), vllm."""
     base_url: str = ""
     """Server address for engine=openai, e.g. http://127.0.0.1:8000/v1; the key is read from OPENAI_API_KEY."""
     model: str = ""
@@ -50,7 +54,7 @@ class QuickstartArgs:
     """sp: a SentencePiece model trained on the natural documents; bytes: no training, longer sequences."""
     vocab_size: int = 1024
     """Entries of the SentencePiece model."""
-    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-106k", "nano-332k"])
+    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-107k", "nano-332k"])
     """Model presets of the grid."""
     budgets: list[int] = field(default_factory=lambda: [262_144, 524_288, 1_048_576, 2_097_152])
     """Training budgets of the grid, in tokens; whole numbers of 2,048-token steps."""
@@ -105,7 +109,9 @@ def validate_quickstart_args(args: QuickstartArgs) -> None:
     for budget in args.budgets:
         if budget < GLOBAL_BATCH_TOKENS or budget % GLOBAL_BATCH_TOKENS:
             nearest = max(1, round(budget / GLOBAL_BATCH_TOKENS)) * GLOBAL_BATCH_TOKENS
-            raise ValueError(f"budget {budget:,} is not a whole number of {GLOBAL_BATCH_TOKENS}-token steps; nearest: {nearest:,}")
+            raise ValueError(
+                f"budget {budget:,} is not a whole number of {GLOBAL_BATCH_TOKENS}-token steps; nearest: {nearest:,}"
+            )
     if args.num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {args.num_workers}")
 
@@ -116,7 +122,11 @@ def _claim(out: Path, args: QuickstartArgs) -> None:
     path = out / SETTINGS
     if path.is_file():
         theirs = read_json(path)
-        different = [f"{key}: {theirs.get(key)!r} there, {value!r} now" for key, value in settings.items() if theirs.get(key) != value]
+        different = [
+            f"{key}: {theirs.get(key)!r} there, {value!r} now"
+            for key, value in settings.items()
+            if theirs.get(key) != value
+        ]
         if different:
             raise ValueError(
                 f"{out} holds a quickstart with other settings ({'; '.join(different)}); use another out=, or delete it"
@@ -217,7 +227,7 @@ def _tokenize_natural(args: QuickstartArgs, corpus: Mapping[str, Any]) -> tuple[
 
 
 def _trainable_tokens(manifest: Mapping[str, Any], seq_len: int) -> int:
-    return max(0, (manifest["num_tokens"] - 1) // seq_len) * seq_len
+    return max(0, (manifest["tokens"] - 1) // seq_len) * seq_len
 
 
 def _mixture_name(percent: int) -> str:
@@ -277,7 +287,8 @@ def _generate(args: QuickstartArgs, natural_runs: Sequence[Any]) -> Any:
         engine = build_engine("checkpoint", model=_generator_run(natural_runs).args.dump_dir)
     else:
         engine = build_engine(args.engine, model=args.model, base_url=args.base_url)
-    # Counted in the generator's tokens. Sampled pieces are joined differently when the text is tokenized again, a few per
+    # Counted in the generator's tokens. Sampled pieces are joined differently when the text is tokenized again, a few
+    # per
     # cent fewer of them; a large LLM's tokens are longer than this small vocabulary's, so fewer of them suffice.
     margin = 1.2 if args.engine == "checkpoint" else 0.9
     return generate(
@@ -301,8 +312,10 @@ def _tokenize_synthetic(args: QuickstartArgs) -> dict[str, Any]:
     available, needed = _trainable_tokens(manifest, args.seq_len), max(args.budgets)
     if available < needed:
         raise ValueError(
-            f"the natural documents gave {available:,} synthetic tokens, and the runs on synthetic text alone need {needed:,}; "
-            f"give more documents, or largest budget {available // GLOBAL_BATCH_TOKENS * GLOBAL_BATCH_TOKENS}, in another out= folder"
+            f"the natural documents gave {available:,} synthetic tokens, and the runs on synthetic text alone need "
+            f"{needed:,}; "
+            f"give more documents, or largest budget {available // GLOBAL_BATCH_TOKENS * GLOBAL_BATCH_TOKENS}, in "
+            "another out= folder"
         )
     return manifest
 
@@ -327,4 +340,138 @@ def _report(
     table = load_runs(out / "runs.csv")
     fits = fit_study(table, num_bootstraps=args.bootstraps, seed=args.seed)
     write_json(out / "fits.json", fits.to_dict())
-    write_report(out, table, fits, title="Synthetic data in pre-training, in miniature")
+    write_report(
+        out,
+        table,
+        fits,
+        title="Synthetic data in pre-training, in miniature",
+        summary=_summary(args, natural, synthetic, runs),
+        sections_before=[
+            _documents_section(args, corpus, natural),
+            _generation_section(args, synthetic, summary, runs, rows),
+        ],
+        sections_after=[_limits_section(args), _seconds_section(stages)],
+    )
+
+
+# --- what the page says besides its figures ---
+
+
+def _is_weak(args: QuickstartArgs) -> bool:
+    return args.engine == "checkpoint"
+
+
+def _summary(
+    args: QuickstartArgs, natural: Mapping[str, Any], synthetic: Mapping[str, Any], runs: Sequence[Any]
+) -> list[str]:
+    source = (
+        "the English text that this Python installation carries" if args.documents == "python://" else args.documents
+    )
+    sentences = [
+        f"Natural documents ({natural['documents']:,}, {natural['tokens']:,} tokens) were taken from {source}.",
+        f"{synthetic['documents']:,} synthetic documents ({synthetic['tokens']:,} tokens) were made from them.",
+    ]
+    if _is_weak(args):
+        sentences.append(
+            "The generator is the largest model this study trained on natural text alone: thousands of times "
+            "smaller than a "
+            "real one, so its text is poor and what this page shows is the price of training on a weak generator's "
+            "output. "
+            "It says nothing about rephrasing by a capable LLM."
+        )
+    return sentences
+
+
+def _documents_section(args: QuickstartArgs, corpus: Mapping[str, Any], natural: Mapping[str, Any]) -> Any:
+    from lingua_synth.report import Section, Table
+
+    header = ["domain", "documents to train on", "held-out documents", "held-out bytes"]
+    rows = [
+        [name, domain["train_documents"], domain["heldout_documents"], domain["heldout_bytes"]]
+        for name, domain in corpus["domains"].items()
+    ]
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in corpus["rejects"].items() if count)
+    tokenizer = (
+        f"A SentencePiece vocabulary of {args.vocab_size:,} pieces was trained on the natural training documents"
+        if args.tokenizer == "sp"
+        else "Text was cut into single bytes"
+    )
+    return Section(
+        "The natural documents",
+        [
+            "Documents were cleaned and deduplicated by paragraph, so that no held-out paragraph was trained on; "
+            "each domain's "
+            "held-out share was set aside by a hash of the document's id, before anything else was done.",
+            Table(header, rows),
+            f"Left out while cleaning: {rejected or 'nothing'}.",
+            f"{tokenizer}: {natural['bytes'] / natural['tokens']:.2f} bytes of natural text per token. Every run of "
+            "every mixture reads "
+            "the same token shards.",
+        ],
+    )
+
+
+def _generation_section(
+    args: QuickstartArgs,
+    synthetic: Mapping[str, Any],
+    summary: Any,
+    runs: Sequence[Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> Any:
+    from lingua_synth.documents import read_documents
+    from lingua_synth.generate import load_recipe
+    from lingua_synth.report import Sample, Section, Table
+
+    recipe = load_recipe(_recipe(args))
+    if _is_weak(args):
+        generator = _generator_run([run for run in runs if run.args.synth.mixture == _mixture_name(0)])
+        row = next(row for row in rows if row["run_id"] == generator.run_id)
+        who = (
+            f"The generator is run {generator.run_id}: {row['n_non_embedding']:,} non-embedding parameters, trained on "
+            f"{row['tokens']:,} natural tokens, held-out loss {row['loss_macro']:.3f} nats per token."
+        )
+    else:
+        who = f"The generator is {args.model}, through engine {args.engine}."
+    body: list[Any] = [
+        f"{who} Recipe {recipe.name}: {recipe.description}",
+        "Every input document ends in exactly one place: a synthetic document, a filtered one with its reason, or a "
+        "failure "
+        "with its error.",
+        Table(["outcome", "documents"], [[name, count] for name, count in summary.outcomes.items()]),
+        f"The synthetic text is cut into {synthetic['bytes'] / synthetic['tokens']:.2f} bytes per token by the same "
+        "vocabulary.",
+        "Samples, letter for letter:",
+    ]
+    documents = read_documents(str(Path(args.out) / "synthetic" / "documents-*.jsonl"))
+    body += [
+        Sample(document.text, f"synthetic document {document.id}", most=700)
+        for document in itertools.islice(documents, 3)
+    ]
+    return Section("The synthetic documents", body)
+
+
+def _limits_section(args: QuickstartArgs) -> Any:
+    from lingua_synth.report import Bullets, Section
+
+    limits = [
+        "Models this small are early in training at these budgets: their exponents are no estimate of a real "
+        "model's, and fits that "
+        "the data cannot pin down are called so instead of being shown.",
+        "One seed and one learning rate per run: differences smaller than the spread between seeds mean nothing, "
+        "and this page "
+        "does not measure that spread.",
+    ]
+    if _is_weak(args):
+        limits.append(
+            "To see what a capable generator does, run `lingua-synth quickstart engine=openai base_url=... "
+            "model=...` into another "
+            "folder, or plan a study of your own with `lingua-synth study`."
+        )
+    return Section("What this page cannot tell", [Bullets(limits)])
+
+
+def _seconds_section(stages: _Stages) -> Any:
+    from lingua_synth.report import Section, Table
+
+    rows = [[name, round(seconds)] for name, seconds in stages.seconds.items()]
+    return Section("Time spent", [Table(["stage", "seconds"], rows)])

@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     for name, source in sources.items():
         if source.manifest["tokenizer"]["sha256"] != vocabulary:
             raise ValueError(
-                f"domain {name!r} was tokenized with {source.manifest['tokenizer']['name']}, another vocabulary than the "
+                f"domain {name!r} was tokenized with {source.manifest['tokenizer']['name']}, another vocabulary "
+                "than the "
                 f"model's ({tokenizer['name']} {tokenizer['path'] or ''}); tokenize it with the model's tokenizer"
             )
     seq_len = args.seq_len or model_args.max_seqlen

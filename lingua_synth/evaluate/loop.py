@@ -1,7 +1,7 @@
 """Scoring documents with a model.
 
-Each document stands alone: BOS is its first context and is not scored, nor is EOS. A document longer than `seq_len` is cut
-into disjoint windows of `seq_len` scored tokens, each with the one token before it as context (the rolling
+Each document stands alone: BOS is its first context and is not scored, nor is EOS. A document longer than `seq_len` is
+cut into disjoint windows of `seq_len` scored tokens, each with the one token before it as context (the rolling
 log-likelihood of lm-evaluation-harness). Windows are sorted by length and packed to equal work, so hardly anything is
 padding; sums are kept in fp64 and added over ranks, so the figure does not depend on batching or on the ranks.
 """
@@ -93,7 +93,8 @@ def _windows(
 def _batches(
     windows: list[tuple[np.ndarray, np.ndarray]], batch_tokens: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Inputs, labels and the mask of scored places, [rows, longest]; right padding cannot reach a causal model's past."""
+    """Inputs, labels and the mask of scored places, [rows, longest]; right padding cannot reach a causal model's
+    past."""
     order = sorted(range(len(windows)), key=lambda i: (-len(windows[i][0]), i))
     start = 0
     while start < len(order):

@@ -32,7 +32,8 @@ class ModelArgs:
     init_base_std: float | None = None
     """Standard deviation of the initial weights; null: 1/sqrt(fan-in)."""
     init_std_factor: str = "disabled"
-    """What divides the standard deviation of the two output projections: disabled, global_depth, current_depth, dim_ratio."""
+    """What divides the standard deviation of the two output projections: disabled, global_depth, current_depth,
+    dim_ratio."""
     weight_tying: bool = False
     """Use the embedding matrix as output matrix too."""
 
@@ -62,9 +63,8 @@ def validate_model_args(args: ModelArgs) -> None:
     if kv_heads < 1 or args.n_heads % kv_heads:
         divisors = [str(d) for d in range(1, args.n_heads + 1) if args.n_heads % d == 0]
         raise ValueError(
-            f"model.n_kv_heads {kv_heads} does not divide model.n_heads {args.n_heads}; choose from {', '.join(divisors)}"
+            f"model.n_kv_heads {kv_heads} does not divide model.n_heads {args.n_heads}; choose from "
+            f"{', '.join(divisors)}"
         )
     if args.init_std_factor not in INIT_STD_FACTORS:
-        raise ValueError(
-            f"model.init_std_factor is one of {', '.join(INIT_STD_FACTORS)}; got {args.init_std_factor!r}"
-        )
+        raise ValueError(f"model.init_std_factor is one of {', '.join(INIT_STD_FACTORS)}; got {args.init_std_factor!r}")

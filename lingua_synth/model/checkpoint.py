@@ -1,7 +1,7 @@
 """Checkpoints in Meta Lingua's layout: `checkpoints/<step:010d>/` written by torch.distributed.checkpoint.
 
-Each holds the tensors under `model` and `optim`, `params.json` (the merged config) and one `train_state_<rank>.json` per
-data-parallel rank. The folder is renamed into place when it is whole, so a name that exists can be trusted.
+Each holds the tensors under `model` and `optim`, `params.json` (the merged config) and one `train_state_<rank>.json`
+per data-parallel rank. The folder is renamed into place when it is whole, so a name that exists can be trusted.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def save_checkpoint(
 def restore_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load weights and optimizer state in place; return the train state. All ranks call it."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optim": optimizer_state}
+    state: dict[str, Any] = {"model": model_state, "optim": optimizer_state}
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
     return read_json(path / TRAIN_STATE.format(0))

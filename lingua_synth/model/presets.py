@@ -1,4 +1,5 @@
-"""Named sizes. The paper's are its Table 1 (dim/layers/heads, head dimension 64); the nano ladder is ours, for CPUs (head dimension 32)."""
+"""Named sizes. The paper's are its Table 1 (dim/layers/heads, head dimension 64); the nano ladder is ours, for CPUs
+(head dimension 32)."""
 
 from __future__ import annotations
 
@@ -20,10 +21,10 @@ def _nano(dim: int, n_layers: int, n_heads: int) -> ModelArgs:
 
 PRESETS: dict[str, ModelArgs] = {
     "nano-27k": _nano(32, 2, 1),
-    "nano-106k": _nano(64, 2, 2),
-    "nano-221k": _nano(96, 2, 3),
+    "nano-107k": _nano(64, 2, 2),
+    "nano-222k": _nano(96, 2, 3),
     "nano-332k": _nano(96, 3, 3),
-    "nano-803k": _nano(128, 4, 4),
+    "nano-804k": _nano(128, 4, 4),
     "100M": _paper(576, 7, 9),
     "200M": _paper(832, 10, 13),
     "500M": _paper(1280, 16, 20),
@@ -31,7 +32,8 @@ PRESETS: dict[str, ModelArgs] = {
     "2B": _paper(2240, 28, 35),
     "3B": _paper(2624, 32, 41),
 }
-"""Sizes by name. Paper sizes carry the Llama-3 vocabulary; nano sizes are named after their non-embedding count and take the tokenizer's."""
+"""Sizes by name. Paper sizes carry the Llama-3 vocabulary; nano sizes are named after their non-embedding count and
+take the tokenizer's."""
 
 
 def preset(name: str) -> ModelArgs:

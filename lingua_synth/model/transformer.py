@@ -1,7 +1,7 @@
 """The Llama transformer in plain PyTorch.
 
-Tokens -> embedding -> n x (norm, causal attention, add; norm, SwiGLU, add) -> norm -> output matrix. Parameter names and
-the order in which they draw their initial values are Meta Lingua's, so that equal seeds give equal models.
+Tokens -> embedding -> n x (norm, causal attention, add; norm, SwiGLU, add) -> norm -> output matrix. Parameter names
+and the order in which they draw their initial values are Meta Lingua's, so that equal seeds give equal models.
 
 Shapes: B batch, T sequence, D dim, H heads, K key/value heads, C head dimension, V vocabulary.
 Mixed precision: parameters stay fp32; activations have the type of `compute_dtype`, and each weight is cast where it is
@@ -27,8 +27,18 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
+    def reset_parameters(self) -> None:
+        """Nothing: `Transformer.init_weights` draws every weight, in its own order."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """A table of token vectors."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: `Transformer.init_weights` draws every weight, in its own order."""
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +56,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(head_dim: int, length: int, theta: float) -> torch.Tensor:
-    """Unit complex numbers exp(i t theta^(-2k/head_dim)) for position t and pair k: complex64 [length, head_dim / 2]."""
+    """Unit complex numbers exp(i t theta^(-2k/head_dim)) for position t and pair k: complex64 [length, head_dim /
+    2]."""
     frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2)[: head_dim // 2].float() / head_dim))
     angles = torch.outer(torch.arange(length), frequencies).float()
     return torch.polar(torch.ones_like(angles), angles)
@@ -81,9 +92,7 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, caus
 class KVCache:
     """Keys and values of the tokens already read, for sampling: per layer [B, K, max_len, C]."""
 
-    def __init__(
-        self, args: ModelArgs, batch_size: int, max_len: int, device: str | torch.device, dtype: torch.dtype
-    ):
+    def __init__(self, args: ModelArgs, batch_size: int, max_len: int, device: str | torch.device, dtype: torch.dtype):
         shape = (batch_size, args.n_kv_heads or args.n_heads, max_len, args.dim // args.n_heads)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
@@ -160,7 +169,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The language model. `forward` gives per-token losses with labels, logits without."""
+    """The language model. `forward` gives per-token losses with labels, logits without.
+
+    Constructed with its memory as it comes: `init_weights` or a checkpoint fills it (`build_model` does both steps).
+    """
 
     table: torch.Tensor
 
@@ -169,7 +181,7 @@ class Transformer(nn.Module):
         validate_model_args(args)
         self.args = args
         self.compute_dtype = compute_dtype
-        self.tok_embeddings = nn.Embedding(args.vocab_size, args.dim)
+        self.tok_embeddings = Embedding(args.vocab_size, args.dim)
         self.layers = nn.ModuleList(Block(args, layer) for layer in range(args.n_layers))
         self.norm = RMSNorm(args.dim, args.norm_eps)
         self.output = Linear(args.dim, args.vocab_size)
@@ -194,7 +206,8 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         start: int = 0,
     ) -> torch.Tensor:
-        """Losses in nats, fp32 [B, T], of `labels` (int64); or logits [B, T, V] in the compute type when there are none."""
+        """Losses in nats, fp32 [B, T], of `labels` (int64); or logits [B, T, V] in the compute type when there are
+        none."""
         hidden = self.hidden(tokens, cache, start)
         if labels is None:
             return self.output(hidden)

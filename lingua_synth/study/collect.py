@@ -14,8 +14,8 @@ RESULT = "result.json"
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """(rows of the finished runs in the order given, names of the folders that hold no finished run).
 
-    Sources a run does not use get ratio 0 and no tokens, so that every row has the same columns. ValueError for two runs
-    of one id, and for runs evaluated on different domains: their average losses do not compare.
+    Sources a run does not use get ratio 0 and no tokens, so that every row has the same columns. ValueError for two
+    runs of one id, and for runs evaluated on different domains: their average losses do not compare.
     """
     rows: list[dict[str, Any]] = []
     unfinished: list[str] = []
@@ -34,7 +34,8 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
     if len(domain_sets) > 1:
         (first, run_a), (second, run_b) = list(domain_sets.items())[:2]
         raise ValueError(
-            f"runs {run_a} and {run_b} were evaluated on different domains ({', '.join(first)} against {', '.join(second)}); "
+            f"runs {run_a} and {run_b} were evaluated on different domains ({', '.join(first)} against "
+            f"{', '.join(second)}); "
             "collect them into separate tables"
         )
     prefixes = ("ratio_", "tokens_", "unique_tokens_", "epochs_")
@@ -43,5 +44,7 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
     for row in rows:
         head = {key: value for key, value in row.items() if key in ("run_id", "mixture")}
         middle = {key: row.get(key, 0) for key in extra}
-        filled.append(head | middle | {key: value for key, value in row.items() if key not in head and key not in middle})
+        filled.append(
+            head | middle | {key: value for key, value in row.items() if key not in head and key not in middle}
+        )
     return filled, unfinished

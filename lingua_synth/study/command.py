@@ -39,7 +39,10 @@ def main(argv: Sequence[str]) -> int:
 def _print_plan(runs: list[PlannedRun]) -> None:
     for run in runs:
         print(f"{run.run_id:50} {run.args.synth.tokens or 0:>16,} tokens  {run.flops:.3g} FLOPs")
-    print(f"{len(runs)} runs, {sum(run.args.synth.tokens or 0 for run in runs):,} tokens, {sum(run.flops for run in runs):.3g} FLOPs")
+    print(
+        f"{len(runs)} runs, {sum(run.args.synth.tokens or 0 for run in runs):,} tokens, "
+        f"{sum(run.flops for run in runs):.3g} FLOPs"
+    )
 
 
 def _collect(study: StudyArgs, runs: list[PlannedRun]) -> None:
@@ -47,7 +50,9 @@ def _collect(study: StudyArgs, runs: list[PlannedRun]) -> None:
 
     rows, unfinished = collect(run.args.dump_dir for run in runs)
     if not rows:
-        raise ValueError(f"no run of the study in {study.out} is finished yet; train them with `lingua-synth study launch`")
+        raise ValueError(
+            f"no run of the study in {study.out} is finished yet; train them with `lingua-synth study launch`"
+        )
     path = Path(study.out) / "runs.csv"
     write_runs(rows, path)
     print(f"{path}: {len(rows)} runs" + (f"; not finished: {', '.join(unfinished)}" if unfinished else ""))

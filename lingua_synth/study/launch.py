@@ -1,7 +1,9 @@
 """Training the runs of a study on this machine, several at a time.
 
-Worker processes import torch once and take one run after the other. All state is in the run folders: a run whose `result.json`
-exists is done, anything else is trained (again, or on from its checkpoint). Kill the launcher and its workers end with it.
+Worker processes import torch once and take one run after the other. All state is in the run folders: a run whose
+`result.json`
+exists is done, anything else is trained (again, or on from its checkpoint). Kill the launcher and its workers end with
+it.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ from lingua_synth.study.plan import PlannedRun
 
 
 def launch(
-    runs: Sequence[PlannedRun], *, num_workers: int = 2, threads_per_worker: int = 1, progress: bool = True, desc: str = "study"
+    runs: Sequence[PlannedRun],
+    *,
+    num_workers: int = 2,
+    threads_per_worker: int = 1,
+    progress: bool = True,
+    desc: str = "study",
 ) -> None:
     """Train every unfinished run of `runs`, the longest first so that no worker idles at the end.
 
-    A run that fails does not stop the others; at the end a ValueError names the failed ones with their reasons, and the next
-    launch tries them again.
+    A run that fails does not stop the others; at the end a ValueError names the failed ones with their reasons, and
+    the next launch tries them again.
     """
     waiting = sorted((run for run in runs if not run.is_finished), key=lambda run: -run.flops)
     if not waiting:
@@ -70,7 +77,8 @@ def launch(
         shown = "".join(f"\n  {name}: {reason}" for name, reason in list(failed.items())[:5])
         more = f"\n  and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise ValueError(
-            f"{len(failed)} of {len(runs)} runs failed; the others are kept, and the next call tries these again:{shown}{more}\n"
+            f"{len(failed)} of {len(runs)} runs failed; the others are kept, and the next call tries these "
+            f"again:{shown}{more}\n"
             f"Each run's train.log is in {Path(runs[0].args.dump_dir).parent}/<run>/"
         )
 

@@ -1,8 +1,9 @@
 """From a study's YAML to its list of runs.
 
-A study is a grid: sizes x budgets x mixtures x seeds. Each cell is one `TrainArgs` with a name made of its coordinates, so the
-same YAML always gives the same runs in the same folders. Planning reads manifests, never tokens, and refuses a study of which one
-run needs more unique tokens than its sources hold.
+A study is a grid: sizes x budgets x mixtures x seeds. Each cell is one `TrainArgs` with a name made of its
+coordinates, so the
+same YAML always gives the same runs in the same folders. Planning reads manifests, never tokens, and refuses a study
+of which one run needs more unique tokens than its sources hold.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ class PlannedRun:
 
 
 def run_id(mixture: str, size: str, tokens: int, seed: int) -> str:
-    """Name of a cell, unique within its study, e.g. natural-nano-106k-d262144-s42."""
+    """Name of a cell, unique within its study, e.g. natural-nano-107k-d262144-s42."""
     return f"{mixture}-{size}-d{tokens}-s{seed}"
 
 
 def plan_study(study: StudyArgs) -> list[PlannedRun]:
     """Every run of the grid, cheapest first within its mixture, mixtures in the order of the YAML.
 
-    Raises ValueError for an empty axis, an unknown size or source, ratios that do not sum to 1, a budget that is no whole number of
-    steps, and a source too small for a run (with the numbers).
+    Raises ValueError for an empty axis, an unknown size or source, ratios that do not sum to 1, a budget that is no
+    whole number of steps, and a source too small for a run (with the numbers).
     """
     for axis in ("sizes", "budgets", "mixtures", "sources", "seeds"):
         if not getattr(study, axis):
@@ -139,7 +140,7 @@ def _plan_run(
     num_sequences = resolved.steps * tokens_per_step(resolved, 1) // resolved.data.seq_len
     checked = Mixture(mixture.ratios, max_epochs={s: study.sources[s].max_epochs for s in mixture.ratios})
     for source, planned in plan_sequences(num_sequences, checked.ratios).items():
-        available = max(0, (manifests[source]["num_tokens"] - 1) // resolved.data.seq_len)
+        available = max(0, (manifests[source]["tokens"] - 1) // resolved.data.seq_len)
         cap = study.sources[source].max_epochs
         if planned > available * cap:
             raise ValueError(

@@ -1,7 +1,7 @@
 """The training configuration: Meta Lingua's keys with Lingua's meanings, and one section of ours, `synth`.
 
-`resolve_args` turns what is convenient to write (a preset, a budget in tokens, a batch in tokens, a warm-up fraction) into
-the plain keys the loop reads; the run folder's `config.yaml` holds those.
+`resolve_args` turns what is convenient to write (a preset, a budget in tokens, a batch in tokens, a warm-up fraction)
+into the plain keys the loop reads; the run folder's `config.yaml` holds those.
 """
 
 from __future__ import annotations
@@ -179,7 +179,10 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     and every value no run can have.
     """
     args = dataclasses.replace(
-        args, data=dataclasses.replace(args.data), optim=dataclasses.replace(args.optim), model=_model_args(args, vocab_size)
+        args,
+        data=dataclasses.replace(args.data),
+        optim=dataclasses.replace(args.optim),
+        model=_model_args(args, vocab_size),
     )
     validate_model_args(args.model)
     if args.model.vocab_size < vocab_size:
@@ -194,7 +197,8 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         micro_batch = args.data.seq_len * args.data.batch_size * dp_size
         if args.synth.global_batch_tokens % micro_batch or args.synth.global_batch_tokens < 1:
             raise ValueError(
-                f"synth.global_batch_tokens {args.synth.global_batch_tokens:,} is not a whole number of micro-batches of "
+                f"synth.global_batch_tokens {args.synth.global_batch_tokens:,} is not a whole number of "
+                "micro-batches of "
                 f"{micro_batch:,} tokens (data.seq_len {args.data.seq_len} x data.batch_size {args.data.batch_size} x "
                 f"{dp_size} ranks); change one of them"
             )
@@ -206,7 +210,8 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         if args.synth.tokens < step_tokens or args.synth.tokens % step_tokens:
             nearest = max(1, round(args.synth.tokens / step_tokens)) * step_tokens
             raise ValueError(
-                f"synth.tokens {args.synth.tokens:,} is not a whole number of optimizer steps of {step_tokens:,} tokens; "
+                f"synth.tokens {args.synth.tokens:,} is not a whole number of optimizer steps of {step_tokens:,} "
+                "tokens; "
                 f"the nearest budget is {nearest:,}"
             )
         args.steps = args.synth.tokens // step_tokens
@@ -225,18 +230,13 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         raise ValueError(f"optim.scheduler is one of {', '.join(SCHEDULERS)}; got {args.optim.scheduler!r}")
     if args.distributed.fsdp_type != "no_shard":
         raise ValueError(
-            f"distributed.fsdp_type {args.distributed.fsdp_type!r} is not built yet; this version trains with no_shard (DDP)"
+            f"distributed.fsdp_type {args.distributed.fsdp_type!r} is not built yet; this version trains with "
+            "no_shard (DDP)"
         )
     if args.distributed.model_dtype not in ("bf16", "fp32"):
         raise ValueError(f"distributed.model_dtype is bf16 or fp32; got {args.distributed.model_dtype!r}")
     if args.logging.freq < 1:
         raise ValueError(f"logging.freq must be at least 1, got {args.logging.freq}")
-    if not args.dump_dir:
-        raise ValueError("dump_dir is not set: give the folder for this run's results, e.g. dump_dir=runs/first")
-    if not args.synth.sources:
-        raise ValueError(
-            "synth.sources is empty: name at least one source, e.g. synth.sources.web.path=shards/web synth.sources.web.ratio=1"
-        )
     return args
 
 
@@ -248,7 +248,8 @@ def _model_args(args: TrainArgs, vocab_size: int) -> ModelArgs:
         for key in shape:
             if getattr(model, key) not in (getattr(defaults, key), getattr(base, key)):
                 raise ValueError(
-                    f"synth.preset {args.synth.preset} and model.{key} {getattr(model, key)} exclude each other; keep one"
+                    f"synth.preset {args.synth.preset} and model.{key} {getattr(model, key)} exclude each other; "
+                    "keep one"
                 )
         model = dataclasses.replace(model, **{key: getattr(base, key) for key in shape})
     return dataclasses.replace(

@@ -1,4 +1,5 @@
-"""`lingua-synth train`, and the same program under torchrun: `torchrun ... -m lingua_synth.train config=FILE key=value`."""
+"""`lingua-synth train`, and the same program under torchrun: `torchrun ... -m lingua_synth.train config=FILE
+key=value`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ def main(argv: Sequence[str]) -> int:
     row = train(args)
     if int(os.environ.get("RANK", 0)) == 0:
         losses = {key: value for key, value in row.items() if key.startswith("loss_")}
-        print(f"{row['run_id']}: {'already finished' if finished else 'finished'}, {row['tokens']:,} tokens, in {args.dump_dir}")
+        print(
+            f"{row['run_id']}: {'already finished' if finished else 'finished'}, {row['tokens']:,} tokens, in "
+            f"{args.dump_dir}"
+        )
         for key, value in losses.items():
             print(f"  {key} {value:.4f} nats per token")
     return 0

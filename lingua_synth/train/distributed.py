@@ -51,7 +51,8 @@ def data_parallel(device: str) -> Iterator[Ranks]:
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; lower --nproc-per-node"
+                f"local rank {local_rank} has no GPU: this machine has {torch.cuda.device_count()}; lower "
+                "--nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
     if size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:

@@ -1,7 +1,7 @@
 """metrics.jsonl and train.log of a run folder.
 
-One JSON object per logged step with Meta Lingua's keys (`global_step`, `loss/out`, `speed/wps`, ...) and ours beside them.
-On resume, lines past the checkpoint and a half-written last line are dropped, so every step stands once.
+One JSON object per logged step with Meta Lingua's keys (`global_step`, `loss/out`, `speed/wps`, ...) and ours beside
+them. On resume, lines past the checkpoint and a half-written last line are dropped, so every step stands once.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ class MetricsFile:
         self._file.close()
 
 
-def run_logger(run_dir: Path) -> logging.Logger:
-    """A logger that appends to `train.log` of this run folder and to nothing else."""
+def run_logger(run_dir: Path, is_main: bool) -> logging.Logger:
+    """A logger that appends to `train.log` of this run folder and to nothing else; silent on other ranks."""
     logger = logging.Logger(f"lingua_synth.train:{run_dir}")
+    if not is_main:
+        return logger
     handler = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(handler)

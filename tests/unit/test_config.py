@@ -47,7 +47,7 @@ def test_later_layers_win(tmp_path):
 
 
 def test_a_dumped_config_reads_back_equal(tmp_path):
-    args = config.parse_args(OuterArgs, ["steps=1_000_000", "inner.names.x=3", "label=a: b"])
+    args = config.parse_args(OuterArgs, ["steps=1_000_000", "inner.names.x=3", "label=a word"])
     assert args.steps == 1_000_000
     config.dump_args(args, tmp_path / "c.yaml")
     again = config.parse_args(OuterArgs, [f"config={tmp_path / 'c.yaml'}"])
@@ -79,7 +79,11 @@ def test_bad_words_are_refused_with_what_to_change(words, message):
 
 
 def test_bad_files_are_refused_by_name(tmp_path):
-    for text, message in (("steps: [", "not valid YAML"), ("- 1\n- 2\n", "must hold a mapping"), ("stepz: 1", "unknown key stepz in")):
+    for text, message in (
+        ("steps: [", "not valid YAML"),
+        ("- 1\n- 2\n", "must hold a mapping"),
+        ("stepz: 1", "unknown key stepz in"),
+    ):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             config.parse_args(OuterArgs, [f"config={tmp_path / 'c.yaml'}"])

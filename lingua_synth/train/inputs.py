@@ -1,0 +1,70 @@
+"""Opening what a run reads: the shards of its sources and domains, all of one vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
+from lingua_synth.train.args import TokenizerArgs, TrainArgs
+from lingua_synth.train.distributed import Ranks
+
+
+def open_shards(what: str, path: str) -> TokenSource:
+    try:
+        return TokenSource(path)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def open_sources(args: TrainArgs, ranks: Ranks) -> dict[str, TokenSource]:
+    """Open the shards of every source; rank 0 first tokenizes those that name `documents` and have no shards yet."""
+    if not args.dump_dir:
+        raise ValueError("dump_dir is not set: give the folder for this run's results, e.g. dump_dir=runs/first")
+    if not args.synth.sources:
+        raise ValueError(
+            "synth.sources is empty: name at least one source, e.g. synth.sources.web.path=shards/web "
+            "synth.sources.web.ratio=1"
+        )
+    for name, source in args.synth.sources.items():
+        if not source.path:
+            raise ValueError(f"synth.sources.{name}.path is not set: the folder of its token shards")
+        if source.documents and ranks.is_main and not (Path(source.path) / "manifest.json").is_file():
+            tokenizer = args.data.tokenizer
+            if not tokenizer.name:
+                raise ValueError(
+                    f"synth.sources.{name}.documents is to be tokenized: name the tokenizer, e.g. "
+                    "data.tokenizer.name=bytes"
+                )
+            tokenize(source.documents, source.path, build_tokenizer(tokenizer.name, tokenizer.path))
+    ranks.barrier()
+    return {name: open_shards(f"source {name!r}", source.path) for name, source in args.synth.sources.items()}
+
+
+def with_shard_tokenizer(args: TrainArgs, sources: Mapping[str, TokenSource]) -> TrainArgs:
+    """The config with the shards' tokenizer written into it; ValueError if it names another vocabulary."""
+    in_shards = next(iter(sources.values())).manifest["tokenizer"]
+    asked = args.data.tokenizer
+    if asked.name:
+        tokenizer = build_tokenizer(asked.name, asked.path)
+        if tokenizer.sha256 != in_shards["sha256"]:
+            raise ValueError(
+                f"data.tokenizer {asked.name} {asked.path or ''} is another vocabulary than the shards' "
+                f"({in_shards['name']} {in_shards.get('path') or ''}); tokenize again or leave data.tokenizer.name "
+                "empty"
+            )
+        return args
+    found = TokenizerArgs(name=in_shards["name"], path=in_shards.get("path"))
+    return dataclasses.replace(args, data=dataclasses.replace(args.data, tokenizer=found))
+
+
+def refuse_other_vocabulary(sources: Mapping[str, TokenSource], domains: Mapping[str, TokenSource]) -> None:
+    trained = next(iter(sources.values())).manifest["tokenizer"]
+    for name, domain in domains.items():
+        found = domain.manifest["tokenizer"]
+        if found["sha256"] != trained["sha256"]:
+            raise ValueError(
+                f"domain {name!r} was tokenized with {found['name']} ({found['n_words']} entries), the sources with "
+                f"{trained['name']} ({trained['n_words']} entries); tokenize the domain with the sources' tokenizer"
+            )
