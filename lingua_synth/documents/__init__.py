@@ -5,8 +5,10 @@ a path, a glob, a URL, python://  ──read_documents──>  Document(id, text
                                  prepare_corpus: cleaned, no paragraph twice, train.jsonl + heldout/<domain>.jsonl
 """
 
+from lingua_synth.documents.corpus import prepare_corpus
 from lingua_synth.documents.document import Document, document_id
 from lingua_synth.documents.locations import find_files
+from lingua_synth.documents.python_corpus import python_documents
 from lingua_synth.documents.reading import read_documents, write_documents
 from lingua_synth.documents.rejects import Rejects
 
@@ -15,6 +17,8 @@ __all__ = [
     "Rejects",
     "document_id",
     "find_files",
+    "prepare_corpus",
+    "python_documents",
     "read_documents",
     "write_documents",
 ]

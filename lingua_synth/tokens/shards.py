@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from lingua_synth.documents import Document, Rejects, read_documents
 from lingua_synth.documents.locations import PYTHON_CORPUS, are_same_files, describe_files, find_all_files
-from lingua_synth.files import TEMPORARY_SUFFIX, atomic_file, folder_lock, read_json, sha256_file, write_json
+from lingua_synth.documents.unfinished import begin_folder, end_folder
+from lingua_synth.files import atomic_file, folder_lock, read_json, sha256_file, write_json
 from lingua_synth.tokens.tokenizer import Tokenizer
 
 FORMAT = "lingua_synth token shards"
@@ -75,7 +76,7 @@ def tokenize(
     with folder_lock(out_dir, "tokenization"):
         if (out_dir / MANIFEST).exists():
             return _finished(out_dir, settings, documents, files)
-        _remove_leftovers(out_dir)
+        begin_folder(out_dir, ("shard-*.arrow",))
         rejects = rejects or Rejects(out_dir / "rejects.jsonl", max_reject_rate)
         counter = _Counter()
         texts = _iterate(documents, rejects)
@@ -100,6 +101,7 @@ def tokenize(
             "files": shards,
         }
         write_json(out_dir / MANIFEST, manifest)
+        end_folder(out_dir)
         return manifest
 
 
@@ -255,13 +257,6 @@ def _write_shard(path: Path, pieces: Sequence[_Encoded], dtype: np.dtype[Any]) -
         "file_bytes": path.stat().st_size,
         "sha256": sha256_file(path),
     }
-
-
-def _remove_leftovers(out_dir: Path) -> None:
-    """Remove what an interrupted tokenization left; only names that are ours."""
-    for pattern in ("shard-*.arrow", f".shard-*.arrow.*{TEMPORARY_SUFFIX}", f".{MANIFEST}.*{TEMPORARY_SUFFIX}"):
-        for file in out_dir.glob(pattern):
-            file.unlink()
 
 
 # --- a folder that is finished ---
