@@ -6,8 +6,11 @@ per data-parallel rank. The folder is renamed into place when it is whole, so a 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,8 @@ def save_checkpoint(
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optim": optimizer_state}
     try:
-        dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
+        with _alone_without_warning():
+            dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise OSError(f"checkpoint {final} could not be written: {error}") from None
@@ -84,7 +88,8 @@ def restore_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Op
     """Load weights and optimizer state in place; return the train state. All ranks call it."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optim": optimizer_state}
-    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    with _alone_without_warning():
+        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
     return read_json(path / TRAIN_STATE.format(0))
 
@@ -115,9 +120,18 @@ def load_checkpoint(
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model = Transformer(args, compute_dtype=dtype)
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    with _alone_without_warning():
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
     model.load_state_dict(state["model"])
     return model.to(device).eval(), args, tokenizer
+
+
+@contextlib.contextmanager
+def _alone_without_warning() -> Iterator[None]:
+    # PyTorch warns on every save and load of a single process that it assumes a single process.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _barrier() -> None:

@@ -237,11 +237,13 @@ def _take_steps(run: _Run, progress: bool) -> None:
         window.steps += 1
         bar.update(run.tokens_per_step)
 
-        if run.step % args.logging.freq == 0 or run.step == args.steps:
+        # A checkpoint is logged too: its loss is known to be finite, and a resumed run logs the same windows.
+        saves = run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every)
+        if saves or _is_due(run.step, args.logging.freq):
             loss = _log(run, window, lr, float(grad_norm), micro_loss.detach())
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             window = _Window.empty(run)
-        if run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every):
+        if saves:
             _save(run)
         if run.domains and run.step < args.steps and _is_due(run.step, args.synth.evaluation.every):
             _log_validation(run, _evaluate(run))
