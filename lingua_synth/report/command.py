@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingua_synth.config import parse_args
@@ -30,6 +30,8 @@ class ReportArgs:
     """Seed of the bootstrap."""
     base: str | None = None
     """Mixture the others are compared with; null takes natural text alone."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """For a table of other origin, our column names -> the file's: columns.loss_macro=eval columns.n_total=params"""
     title: str = "Synthetic text in pre-training"
     """Heading of the page."""
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"no runs table {args.runs}; {what_is_there(args.runs)}")
     if args.bootstraps < 0:
         raise ValueError(f"bootstraps is a number of resamples, 0 or more; got {args.bootstraps}")
-    runs = load_runs(args.runs)
+    runs = load_runs(args.runs, args.columns or None)
     base_mixture(runs, args.base)  # a wrong name is refused before anything is fitted
     fits = None
     if len(runs):

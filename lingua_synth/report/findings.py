@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -191,36 +191,47 @@ def speedup_findings(all_cells: Sequence[Cell], base: str | None) -> list[str]:
 
 
 def fit_findings(runs: Runs, fits: StudyFits | None) -> list[str]:
-    """Which joint laws are identifiable, the lowest E and whether the table separates it from the others."""
+    """Which laws are identifiable; the lowest E of the joint laws, and whether the table separates it from the rest."""
     if fits is None or not runs.mixtures:
         return ["No scaling law was fitted to this table."]
-    entries = {m: fits.joint[m] for m in runs.mixtures if m in fits.joint}
-    good = [m for m in entries if entries[m].identifiable]
+    good = [m for m in runs.mixtures if m in fits.joint and fits.joint[m].identifiable]
     bad = [m for m in runs.mixtures if m not in good]
+    sentences = []
     if not good:
-        return [
+        sentences.append(
             "The scaling law in model size and tokens together could not be identified for any mixture, so this page "
             "gives no irreducible loss and no exponent from it; the reasons stand in the table of fits."
-        ]
-    intervals = {m: estimate(entries[m], "E") for m in good}
-    sentences = []
-    if bad:
+        )
+    elif bad:
         sentences.append(
             f"The scaling law in model size and tokens together is identified for {joined(quoted(m) for m in good)}, "
             f"not for {joined(quoted(m) for m in bad)}."
         )
-    lowest = min(good, key=lambda m: intervals[m][0])
-    unit = words.target_words(fits.target)[1]
+    if good:
+        sentences.append(_lowest_E({m: estimate(fits.joint[m], "E") for m in good}, words.target_words(fits.target)[1]))
+    for laws, what in ((fits.data, "tokens at one model size"), (fits.model, "model size at one budget")):
+        entries = [entry for by_place in laws.values() for entry in by_place.values()]
+        num = sum(entry.identifiable for entry in entries)
+        if entries:
+            sentences.append(
+                f"Of {plural(len(entries), 'law')} of loss against {what}, {num or 'none'} can be identified."
+            )
+    return sentences
+
+
+def _lowest_E(intervals: Mapping[str, tuple[float, float, float]], unit: str) -> str:
+    lowest = min(intervals, key=lambda m: intervals[m][0])
     stated = f"{words.with_interval(*intervals[lowest])} {unit}, {percent(LEVEL)} interval in brackets"
-    if len(good) == 1:
-        return [*sentences, f"The irreducible loss E of {quoted(lowest)} is {stated}."]
-    tied = [m for m in good if m != lowest and not intervals[m][1] > intervals[lowest][2]]
+    if len(intervals) == 1:
+        return f"The irreducible loss E of {quoted(lowest)} is {stated}."
+    # Without intervals (NaN) nothing is separated: the comparison is false.
+    tied = [m for m in intervals if m != lowest and not intervals[m][1] > intervals[lowest][2]]
     apart = (
         f"its interval overlaps with {joined(quoted(m) for m in tied)}, so the table does not separate them"
         if tied
         else "its interval overlaps with no other"
     )
-    return [*sentences, f"The lowest irreducible loss E is estimated for {quoted(lowest)}: {stated}; {apart}."]
+    return f"The lowest irreducible loss E is estimated for {quoted(lowest)}: {stated}; {apart}."
 
 
 def noise_findings(all_cells: Sequence[Cell], target: str) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,21 +213,19 @@ def _results(
 def _each_size(
     runs: Runs, fits: StudyFits | None, every_cell: Sequence[Cell], target: str, base: str | None
 ) -> list[Block]:
-    """The main size first and in view, the other sizes after it."""
+    """The main size first, then every other size with more than one budget, larger models first."""
     main = main_size(every_cell)
-    others = [s for s in dict.fromkeys(cell.size for cell in every_cell) if s != main]
-    blocks: list[Block] = []
-    for k, size in enumerate([main, *reversed(others)]):
-        budgets = len({cell.tokens for cell in every_cell if cell.size == size})
-        blocks.append(
-            Picture(
-                "data_scaling" if k == 0 else f"data_scaling_{k + 1}",
-                figures.data_scaling(runs, fits, size, target=target, base=base),
-                f"Held-out loss against training tokens D for models of size {size} "
-                f"({words.plural(budgets, 'budget')}), one colour a mixture.",
-            )
+    budgets = Counter(cell.size for cell in every_cell)
+    others = [size for size in reversed(budgets) if size != main and budgets[size] > 1]
+    return [
+        Picture(
+            "data_scaling" if k == 0 else f"data_scaling_{k + 1}",
+            figures.data_scaling(runs, fits, size, target=target, base=base),
+            f"Held-out loss against training tokens D for models of size {size} "
+            f"({words.plural(budgets[str(size)], 'budget')}), one colour a mixture.",
         )
-    return blocks
+        for k, size in enumerate([main, *others])
+    ]
 
 
 def _comparisons(

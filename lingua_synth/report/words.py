@@ -66,7 +66,8 @@ def decimals_for(low: float, high: float) -> int:
     half_width = abs(high - low) / 2
     if not math.isfinite(half_width) or half_width == 0:
         return 3
-    return min(6, max(0, 1 - math.floor(math.log10(half_width))))
+    exponent = int(f"{half_width:.5e}".rpartition("e")[2])  # of the rounded number: 0.99999999 is 1.0
+    return min(6, max(0, 1 - exponent))
 
 
 def with_interval(value: float, low: float, high: float) -> str:
