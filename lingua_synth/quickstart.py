@@ -54,7 +54,7 @@ class QuickstartArgs:
     """sp: a SentencePiece model trained on the natural documents; bytes: no training, longer sequences."""
     vocab_size: int = 1024
     """Entries of the SentencePiece model."""
-    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-107k", "nano-332k"])
+    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-107k", "nano-222k"])
     """Model presets of the grid."""
     budgets: list[int] = field(default_factory=lambda: [262_144, 524_288, 1_048_576, 2_097_152])
     """Training budgets of the grid, in tokens; whole numbers of 2,048-token steps."""
@@ -71,6 +71,9 @@ class QuickstartArgs:
 
 
 GLOBAL_BATCH_TOKENS = 2048
+
+# Per domain and run. Every run scores the same documents, so differences between runs are free of sampling noise.
+EVALUATION_TOKENS = 12_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -261,7 +264,7 @@ def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int
                 "warmup_ratio": 0.1,
                 "global_batch_tokens": GLOBAL_BATCH_TOKENS,
                 "device": "cpu",
-                "evaluation": {"domains": dict(domains)},
+                "evaluation": {"domains": dict(domains), "max_tokens_per_domain": EVALUATION_TOKENS},
             },
         },
     )
@@ -387,10 +390,10 @@ def _documents_section(args: QuickstartArgs, corpus: Mapping[str, Any], natural:
 
     header = ["domain", "documents to train on", "held-out documents", "held-out bytes"]
     rows = [
-        [name, domain["train_documents"], domain["heldout_documents"], domain["heldout_bytes"]]
+        [name, domain["train_documents"], domain["held_out_documents"], domain["held_out_bytes"]]
         for name, domain in corpus["domains"].items()
     ]
-    rejected = ", ".join(f"{count:,} {reason}" for reason, count in corpus["rejects"].items() if count)
+    rejected = ", ".join(f"{count:,} {reason}" for reason, count in corpus["dropped"].items() if count)
     tokenizer = (
         f"A SentencePiece vocabulary of {args.vocab_size:,} pieces was trained on the natural training documents"
         if args.tokenizer == "sp"
