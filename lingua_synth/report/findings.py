@@ -141,7 +141,8 @@ def monotone_findings(all_cells: Sequence[Cell]) -> list[str]:
             continue
         rising = [name for name, values in usable.items() if any(b >= a for a, b in itertools.pairwise(values))]
         if not rising:
-            sentences.append(f"Held-out loss falls with every {step}, in all {len(usable)} series.")
+            everywhere = f", in all {len(usable)} series" if len(usable) > 1 else ""
+            sentences.append(f"Held-out loss falls with every {step}{everywhere}.")
             continue
         listed = joined(rising[:4]) + (f" and {len(rising) - 4} more" if len(rising) > 4 else "")
         sentences.append(
@@ -214,7 +215,9 @@ def fit_findings(runs: Runs, fits: StudyFits | None) -> list[str]:
         num = sum(entry.identifiable for entry in entries)
         if entries:
             sentences.append(
-                f"Of {plural(len(entries), 'law')} of loss against {what}, {num or 'none'} can be identified."
+                f"{num} of {plural(len(entries), 'law')} of loss against {what} can be identified."
+                if num
+                else f"No law of loss against {what} can be identified ({len(entries)} tried)."
             )
     return sentences
 
