@@ -101,8 +101,8 @@ _KEPT_DIRECTIVES = frozenset(
     ["note", "warning", "important", "tip", "hint", "caution", "seealso", "attention", "danger", "topic", "admonition"]
 )
 _COMMENT = re.compile(r"^(\s*)\.\. ")
-_RULE = re.compile(r"^\s*([-=~^*#\"'`+_.:])\1{2,}[\s\-=~^*#+|]*$")
-_TABLE = re.compile(r"^\s*(\|.*\||\+[-=+]+\+|=+( +=+)+|-+( +-+)+)\s*$|\S\s*\|.*\|")
+_RULE = re.compile(r"^\s*([-=~^*#\"'`+_.:])\1{2,}[\s\-=~^*#+|]*$|.*[-=~^*#_]{8}")
+_TABLE = re.compile(r"^\s*(\+[-=+]+\+|=+( +=+)+|-+( +-+)+)\s*$")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 _HTML = re.compile(r"</?[A-Za-z][^<>]{0,300}>|<!--.*?-->")
 _BADGE = re.compile(r"!?\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)|!\[[^\]]*\]\([^)]*\)")
@@ -137,21 +137,25 @@ def clean_markup(text: str, dropped: dict[str, int]) -> str:
     """
     lines = inspect.cleandoc(normalize_text(text).expandtabs(4)).split("\n")
     kept: list[str] = []
-    heading = ""
+    heading: list[str] = []  # at most one: it stands if a paragraph follows it
     for paragraph in _paragraphs(_prose_lines(lines)):
         reason = _why_not(paragraph)
-        if reason == "too short" and len(paragraph) < 40 and "\n" not in paragraph and not heading:
-            heading = paragraph  # stands if a paragraph follows
-            continue
-        if reason:
-            dropped[reason] = dropped.get(reason, 0) + 1
-            heading = ""
-            continue
-        if heading:
-            kept.append(heading)
-            heading = ""
-        kept.append(paragraph)
+        if not reason:
+            kept += [*heading, paragraph]
+            heading = []
+        elif reason == "too short" and not heading and len(paragraph) < 40 and "\n" not in paragraph:
+            heading = [paragraph]
+        else:
+            _count(dropped, reason)
+            _count(dropped, "too short", len(heading))
+            heading = []
+    _count(dropped, "too short", len(heading))
     return "\n\n".join(kept)
+
+
+def _count(counts: dict[str, int], reason: str, number: int = 1) -> None:
+    if number:
+        counts[reason] = counts.get(reason, 0) + number
 
 
 def _why_not(paragraph: str) -> str:
@@ -173,7 +177,7 @@ def _prose_lines(lines: list[str]) -> Iterator[str]:
     i, num_lines = 0, len(lines)
     while i < num_lines:
         line = lines[i]
-        directive = _DIRECTIVE.match(line)
+        directive = _DIRECTIVE.match(line) if ".." in line else None
         if directive and directive[2] in _KEPT_DIRECTIVES:
             line = directive[1] + directive[3]
         elif directive or _COMMENT.match(line):
@@ -196,7 +200,7 @@ def _prose_lines(lines: list[str]) -> Iterator[str]:
             yield ""
             continue
         literal = line.rstrip().endswith("::")
-        if _RULE.match(line) or _TABLE.search(line):
+        if line.count("|") > 1 or _RULE.match(line) or _TABLE.match(line):
             yield ""
         else:
             yield _without_inline_markup(line.rstrip()[:-1] if literal else line)

@@ -55,12 +55,14 @@ def prepare_corpus(
     Held out, in every domain of `held_out_domains` (None: all): the documents with the smallest hash of (seed, id),
     until `held_out_fraction` of the domain's bytes is reached, or `min_held_out_bytes` where that is more (but no
     more than a quarter of the domain for its sake), and never over `max_held_out_bytes` or half of the domain: a
-    document that would exceed this is trained on instead. The domain is `meta.domain`; documents without one form the domain `heldout`.
+    document that would exceed this is trained on instead. The domain is `meta.domain`; documents without one form
+    the domain `heldout`.
 
     The manifest: documents and bytes (UTF-8, text only) of both sides and per domain, what was dropped by reason,
-    identity of the input, versions of Python and, for the built-in corpus, of the packages read, hash of every file. A
-    finished folder of the same input and settings is returned at once; the built-in corpus counts as the same input
-    whatever is installed since. Memory: about 100 bytes per line and paragraph, 200 per document, plus what is held out.
+    identity of the input, versions of Python and, for the built-in corpus, of the packages read, hash of every file.
+    A finished folder of the same input and settings is returned at once; the built-in corpus counts as the same input
+    whatever was installed since. Memory: about 100 bytes per line and paragraph, 200 per document, plus what is
+    held out.
 
     Raises ValueError for other input or settings than a finished folder's, a domain that does not exist, too many
     rejects, a corpus from which nothing can be held out or on which nothing is left to train.

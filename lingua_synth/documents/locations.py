@@ -66,7 +66,7 @@ def _find_local(path: str) -> list[str]:
         # Up to the part with wildcards, which cannot exist under that name.
         fixed = path[: next((i for i, c in enumerate(path) if c in "*?["), len(path))]
         raise ValueError(
-            f"no documents at {path} (files ending in {', '.join(SUFFIXES)} are read); {what_is_there(fixed or '.')}"
+            f"no documents at {path} (files ending in {', '.join(SUFFIXES)} are read); {what_is_there(fixed + '_')}"
         )
     return files
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lingua_synth.config import parse_args
+from lingua_synth.files import what_is_there
 from lingua_synth.tokens.shards import read_manifest, tokenize
 from lingua_synth.tokens.source import verify_shards
 from lingua_synth.tokens.tokenizer import build_tokenizer
@@ -96,6 +98,8 @@ def _verify(words: Sequence[str]) -> int:
     args = parse_args(VerifyArgs, words, prog=f"{PROG} verify")
     if not args.out:
         raise ValueError(f"out= is missing: the folder to check, as in `{PROG} verify out=data/shards`")
+    if not Path(args.out).is_dir():
+        raise ValueError(f"no folder {args.out}; {what_is_there(args.out)}")
     problems = verify_shards(args.out)
     for problem in problems:
         print(problem)

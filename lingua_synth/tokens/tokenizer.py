@@ -125,6 +125,8 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError("tokenizer sp needs sentencepiece: pip install sentencepiece") from None
         model = _read_vocabulary(path, "sp", "a SentencePiece model file")
         try:
+            if not model:  # taken by the library for "load later"
+                raise RuntimeError("empty")
             self._model: Any = SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise ValueError(f"{path} is not a SentencePiece model") from None
