@@ -1,0 +1,199 @@
+"""The engine that runs vLLM in this process, fed request by request.
+
+    requests -> chat template and cut to the context, on our side -> LLMEngine.add_request / step -> finished texts
+
+vLLM schedules best with more waiting than it can run, so twice `max_num_seqs` requests are kept inside it; handing over
+one list after the other would leave it half empty at the end of each. An over-long prompt never reaches vLLM, where it
+would end the whole call; it is a failure of its own.
+
+Importing vllm says nothing: without a device it imports and fails only when an engine is built. So the device is asked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from lingua_synth.generate.engine import Failure, Generation, Outcome, Prompt, Request, fold_system
+
+PROBE_SYSTEM = "Probe of the system role."
+
+
+class VLLMEngine:
+    """Offline generation with the Hugging Face model `model` (a name or a folder). Needs `pip install
+    'lingua-synth[vllm]'`.
+
+    `revision`: branch, tag or commit of the model. `max_num_seqs`: requests that run at the same time.
+    `engine_args`: anything that vLLM's `LLM` takes, such as tensor_parallel_size, max_model_len,
+    gpu_memory_utilization. The model is loaded when it is first needed. Raises ValueError, then, where vLLM or a
+    device for it is missing.
+    """
+
+    prompt_kinds = ("chat", "text")
+
+    def __init__(
+        self,
+        model: str = "",
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_num_seqs: int = 256,
+        engine_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not model:
+            raise ValueError("engine vllm needs model=, the name or folder of a Hugging Face model")
+        if max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs must be at least 1, got {max_num_seqs}")
+        self.name = f"vllm:{model}"
+        self._model = model
+        self._asked_revision = revision
+        self._max_num_seqs = max_num_seqs
+        self._engine_args = {
+            "model": model,
+            "revision": revision,
+            "tokenizer_revision": revision,
+            "dtype": dtype,
+            "max_num_seqs": max_num_seqs,
+            **(engine_args or {}),
+        }
+
+    @cached_property
+    def _llm(self) -> Any:
+        device = _device_type()
+        args = dict(self._engine_args)
+        if device == "cpu":
+            # Seeds of single requests and chunked prefill together kill the engine on a CPU (vLLM 0.32).
+            args.setdefault("enable_chunked_prefill", False)
+            args.setdefault("enforce_eager", True)
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        from vllm import LLM
+
+        try:
+            return LLM(**args)
+        except TypeError as error:
+            raise ValueError(f"vLLM does not take these engine_args: {error}") from None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return self._llm.get_tokenizer()
+
+    @cached_property
+    def _config(self) -> Any:
+        return self._llm.llm_engine.vllm_config.model_config
+
+    @cached_property
+    def revision(self) -> str:
+        """The commit that the model hub reports, or the revision asked for, or `unknown` for a plain folder."""
+        return getattr(self._config.hf_config, "_commit_hash", None) or self._asked_revision or "unknown"
+
+    def count_tokens(self, text: str) -> int | None:
+        """Length of `text` in the model's tokens, without special ones."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+        """Keep 2 x `max_num_seqs` requests inside vLLM until all are through; results as they finish."""
+        engine = self._llm.llm_engine
+        inside: dict[str, Request] = {}
+        exhausted = False
+        try:
+            while inside or not exhausted:
+                while not exhausted and len(inside) < 2 * self._max_num_seqs:
+                    request = next(requests, None)
+                    if request is None:
+                        exhausted = True
+                        break
+                    ids = self._encode(request.prompt)
+                    room = self._config.max_model_len - len(ids)
+                    if not ids or room < 1:
+                        length, context = len(ids), self._config.max_model_len
+                        yield Failure(request.key, f"a prompt of {length:,} tokens; the context has {context:,}")
+                        continue
+                    try:
+                        engine.add_request(request.key, {"prompt_token_ids": ids}, _sampling_params(request, room))
+                    except ValueError as error:
+                        yield Failure(request.key, f"vLLM refuses the request: {error}")
+                        continue
+                    inside[request.key] = request
+                if not inside:
+                    continue
+                for output in engine.step():
+                    if output.finished:
+                        del inside[output.request_id]
+                        yield _read_output(output)
+        finally:
+            if inside:
+                engine.abort_request(list(inside))
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt as the model wants it: BOS for a text, the chat template for messages."""
+        if isinstance(prompt, str):
+            return list(self._tokenizer.encode(prompt))
+        messages = prompt if self._has_system_role else fold_system(prompt)
+        rendered = self._render(messages)
+        # Templates write BOS themselves.
+        return list(self._tokenizer.encode(rendered, add_special_tokens=False))
+
+    def _render(self, messages: Prompt) -> str:
+        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        """Whether the chat template takes a system message; some refuse it and some leave it out without a word."""
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ValueError(
+                f"{self._model} has no chat template, so it takes no chat: name an instruction-tuned model, or "
+                "a recipe "
+                "with prompt: text, such as continue"
+            )
+        messages = [{"role": "system", "content": PROBE_SYSTEM}, {"role": "user", "content": "Probe."}]
+        try:
+            return PROBE_SYSTEM in self._render(messages)
+        except Exception:  # whatever the template raises, in Jinja's own words
+            return False
+
+
+def _device_type() -> str:
+    """The device vLLM would run on; ValueError without vLLM or without a device."""
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise ValueError(
+            f"engine vllm needs vLLM ({error}): pip install 'lingua-synth[vllm]', on a machine with a GPU. "
+            "Without one, "
+            "engine=openai reaches a server and engine=checkpoint samples from a model of your own"
+        ) from None
+    if not current_platform.device_type:
+        raise ValueError(
+            "vLLM is installed but finds no device that this build runs on; use a machine with a GPU, or engine=openai "
+            "with a server elsewhere"
+        )
+    return current_platform.device_type
+
+
+def _sampling_params(request: Request, room: int) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = request.sampling
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=min(sampling.max_tokens, room),
+        seed=request.seed,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _read_output(output: Any) -> Outcome:
+    completion = output.outputs[0]
+    if completion.finish_reason not in ("stop", "length"):
+        return Failure(output.request_id, f"vLLM ended the request with {completion.finish_reason!r}")
+    return Generation(
+        output.request_id,
+        completion.text,
+        len(output.prompt_token_ids),
+        len(completion.token_ids),
+        completion.finish_reason,
+    )

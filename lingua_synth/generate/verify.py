@@ -1,0 +1,117 @@
+"""Whether a folder of generated documents is what its manifest says: hashes, counts, ids; inputs in = outcomes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lingua_synth.files import read_json, sha256_file
+from lingua_synth.generate import store
+
+MAX_PROBLEMS = 100
+
+
+def verify(out_dir: str | Path) -> list[str]:
+    """The problems of a finished run, in words; an empty list when there is none.
+
+    Checks that every file has the hash the manifest gives, that counts and token sums are those of the lines, that
+    every input ended in exactly one record, filtered row or failure, and that no id occurs twice. Reads
+    everything once; keeps one id per input in memory. At most 100 problems are listed.
+    Raises ValueError for a folder without a manifest: the run is not finished.
+    """
+    folder = Path(out_dir)
+    if not (folder / store.MANIFEST).is_file():
+        state = (
+            "a run that is not finished; run the same command to go on" if (folder / store.RUN).is_file() else "no run"
+        )
+        raise ValueError(f"{folder} has no {store.MANIFEST}: {state}")
+    manifest = read_json(folder / store.MANIFEST)
+    if manifest.get("format") != store.FORMAT:
+        raise ValueError(f"{folder / store.MANIFEST} is not the manifest of generated documents")
+    problems: list[str] = []
+    for problem in _problems(folder, manifest):
+        problems.append(problem)
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append("and perhaps more; the first are listed")
+            break
+    return problems
+
+
+def _problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    shards = manifest["shards"]
+    if [shard["shard"] for shard in shards] != list(range(len(shards))):
+        yield "the manifest's shards are not numbered without a gap from 0"
+    listed = {name for shard in shards for name in shard["files"]}
+    for kind in store.KINDS:
+        for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+            if path.name not in listed:
+                yield f"{path.name} is in the folder and not in the manifest"
+    ids: set[str] = set()
+    for shard in shards:
+        yield from _shard_problems(folder, shard, ids)
+    for key in (
+        "inputs",
+        "source_documents",
+        "records",
+        "failed",
+        "prompt_tokens",
+        "generated_tokens",
+        "output_tokens",
+    ):
+        total = sum(shard[key] for shard in shards)
+        if manifest[key] != total:
+            yield f"the manifest counts {manifest[key]:,} {key}, its shards {total:,}"
+    for key in ("filtered", "flagged"):
+        total_by = store.add_counts(shard[key] for shard in shards)
+        if manifest[key] != total_by:
+            yield f"the manifest counts {key} {manifest[key]}, its shards {total_by}"
+
+
+def _shard_problems(folder: Path, shard: dict[str, Any], ids: set[str]) -> Iterator[str]:
+    index = shard["shard"]
+    own = folder / store.shard_name(index)
+    if not own.is_file() or read_json(own) != shard:
+        yield f"{own.name} is not what the manifest says of shard {index}"
+    outcomes = shard["records"] + sum(shard["filtered"].values()) + shard["failed"]
+    if outcomes != shard["inputs"]:
+        yield f"shard {index} had {shard['inputs']:,} inputs and has {outcomes:,} outcomes"
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for kind in store.KINDS:
+        name = store.file_name(kind, index)
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+            return
+        if sha256_file(path) != shard["files"][name]["sha256"]:
+            yield f"{name} has changed since it was written"
+        try:
+            rows[kind] = [json.loads(line) for line in path.read_bytes().splitlines()]
+        except ValueError as error:
+            yield f"{name} is not JSON lines: {error}"
+            return
+    yield from _count_problems(index, shard, rows)
+    for kind, lines in rows.items():
+        for row in lines:
+            if row.get("id") is None:  # an input without a request: its id is that of an earlier document
+                continue
+            if row["id"] in ids:
+                yield f"id {row['id']} occurs again in {store.file_name(kind, index)}"
+            ids.add(row["id"])
+
+
+def _count_problems(index: int, shard: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    kept = [row.get("meta", {}).get("synth", {}) for row in rows["documents"]]
+    counted = {
+        "records": len(kept),
+        "failed": len(rows["failed"]),
+        "filtered": store.count_by(row.get("filter", "?") for row in rows["filtered"]),
+        "flagged": store.count_by(name for synth in kept for name in synth.get("flags", {})),
+        "output_tokens": sum(synth.get("output_tokens", 0) for synth in kept),
+    }
+    for key, value in counted.items():
+        if shard[key] != value:
+            yield f"shard {index} counts {key} {shard[key]}, its files {value}"
+    if any(not row.get("text", "").strip() for row in rows["documents"]):
+        yield f"{store.file_name('documents', index)} has a record without text"
