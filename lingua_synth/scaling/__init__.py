@@ -1,0 +1,46 @@
+"""Scaling laws with their evidence: a runs table in, fits, intervals and comparisons out.
+
+`load_runs` -> `Runs` -> `fit` (one law) or `fit_study` (all of a study) -> `ScalingFit` -> `bootstrap`, `holdout`,
+`speedup`, `crossing`, `best_ratio`. Works for runs trained by anyone with anything; needs numpy and scipy only.
+
+    runs = load_runs("runs.csv").select(mixture="natural")
+    f = fit(JointLaw(), N=runs.N(), D=runs["tokens"], loss=runs["loss_macro"])
+    print(f)
+    print(bootstrap(f).interval("E") if f.identifiable else f.reasons)
+"""
+
+from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
+from lingua_synth.scaling.fit import ScalingFit, fit
+from lingua_synth.scaling.laws import DataLaw, InteractionLaw, JointLaw, Law, ModelLaw, Term
+from lingua_synth.scaling.runs import Runs, load_runs, write_runs
+from lingua_synth.scaling.simulate import simulate_study
+from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
+from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
+from lingua_synth.scaling.validation import Holdout, holdout
+
+__all__ = [
+    "BestRatio",
+    "Bootstrap",
+    "DataLaw",
+    "Holdout",
+    "InteractionLaw",
+    "JointLaw",
+    "Law",
+    "MixtureFit",
+    "ModelLaw",
+    "Runs",
+    "ScalingFit",
+    "Speedup",
+    "StudyFits",
+    "Term",
+    "best_ratio",
+    "bootstrap",
+    "crossing",
+    "fit",
+    "fit_study",
+    "holdout",
+    "load_runs",
+    "simulate_study",
+    "speedup",
+    "write_runs",
+]

@@ -1,0 +1,375 @@
+"""Fitting a law to runs, and saying whether the runs determine it.
+
+Runs go in as arrays; a `ScalingFit` comes out that carries its evidence: parameters at full precision, the objective
+and its gradient, residuals, the condition of the problem, and in plain sentences why its numbers may not be trusted. A
+fit whose parameters the runs do not determine is still returned, so that it can be looked at, with `identifiable`
+False.
+
+N: parameters of the model under `n_definition`. D: training tokens, repeats counted. Losses in nats per token (or any
+unit: the constant is in the same). Residuals are ln(predicted) - ln(observed), so 0.01 is 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lingua_synth.scaling import solver
+from lingua_synth.scaling.laws import ArrayLike, Law, _positive
+from lingua_synth.scaling.records import record
+
+MAX_CONDITION = 1e4
+"""Beyond this the last parameter combination rests on less than 1/10,000 of the signal, below the noise of any run."""
+MIN_RANGE = 2.0
+"""A variable that spans less than this factor shows no curve: nothing separates its exponent from the constant."""
+SHORT_RANGE = 10.0
+LINE_CORRELATION = 0.9999
+"""|correlation| of ln N and ln D above which the runs lie on one line and the two terms cannot be told apart."""
+USUAL_EXPONENTS = (0.05, 1.0)
+OUTLIER_FACTOR = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class ScalingFit:
+    """A law fitted to runs, with the evidence."""
+
+    law: Law
+    params: dict[str, float]
+    """In the units of the input, full precision."""
+    objective: float
+    """Value of the objective: a sum over points of a function of the log residual."""
+    objective_name: str
+    delta: float
+    """Width of the Huber core in log loss."""
+    converged: bool
+    grad_norm: float
+    """Greatest cosine between the (clipped) residuals and a derivative of the predictions; 0 at a minimum, at most
+    1."""
+    condition_number: float
+    """Of the Jacobian of the log predictions at the fit, columns of length one, parameters free to move."""
+    num_points: int
+    residuals: np.ndarray
+    """ln(predicted) - ln(observed) per run, in the order given."""
+    n_definition: str
+    N: np.ndarray | None
+    D: np.ndarray | None
+    loss: np.ndarray
+    reasons: list[str] = field(default_factory=list)
+    """Why the runs do not determine the law, one sentence each; empty when they do."""
+    warnings: list[str] = field(default_factory=list)
+    """What a reader should know beside the numbers."""
+
+    @property
+    def identifiable(self) -> bool:
+        """Whether the runs determine the parameters: no reason against it was found."""
+        return not self.reasons
+
+    @property
+    def rms_residual(self) -> float:
+        """Root mean square of the log residuals (0.01 is 1 %)."""
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    @property
+    def max_residual(self) -> float:
+        """Greatest log residual in absolute value."""
+        return float(np.max(np.abs(self.residuals)))
+
+    def predict(self, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
+        """Loss of the fitted law; N and D broadcast. See `extrapolation_factor` for how far that is from the runs."""
+        return self.law.predict(self.params, N=N, D=D)
+
+    def extrapolation_factor(self, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
+        """How many times beyond the runs a point lies, per point: 1 inside their range, 10 at ten times their largest
+        D.
+
+        The greater of the factors of N and D, above the largest or below the smallest run.
+        """
+        logs, shape = self.law.log_points(N, D)
+        worst = np.zeros(())
+        for name, values in logs.items():
+            seen = np.log(self._variable(name))
+            worst = np.maximum(worst, np.maximum(values - seen.max(), seen.min() - values))
+        # Below one part in 10^12 a point is the run itself, up to rounding of its logarithm.
+        return np.exp(np.where(worst > 1e-12, worst, 0.0)).reshape(shape)[()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON at full precision; infinities become null with a reason in `null_because`."""
+        return record(
+            {
+                "law": self.law.name,
+                "formula": self.law.formula,
+                "params": self.params,
+                "identifiable": self.identifiable,
+                "reasons": self.reasons,
+                "warnings": self.warnings,
+                "objective_name": self.objective_name,
+                "objective": self.objective,
+                "delta": self.delta,
+                "converged": self.converged,
+                "grad_norm": self.grad_norm,
+                "condition_number": self.condition_number,
+                "num_points": self.num_points,
+                "rms_residual": self.rms_residual,
+                "max_residual": self.max_residual,
+                "n_definition": self.n_definition,
+                "N": self.N,
+                "D": self.D,
+                "loss": self.loss,
+                "residuals": self.residuals,
+            }
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.law.formula}" + (f"   (N: {self.n_definition})" if "N" in self.law.variables else "")]
+        lines += [f"  {name:<10}{value:>14.6g}" for name, value in self.params.items()]
+        lines += [
+            f"  {self.num_points} runs, residuals rms {100 * self.rms_residual:.3g} %, "
+            f"largest {100 * self.max_residual:.3g} %",
+            f"  {self.objective_name} {self.objective:.6g}, {'converged' if self.converged else 'NOT CONVERGED'} "
+            f"(gradient {self.grad_norm:.1e}), condition {self.condition_number:.3g}",
+        ]
+        lines.append("  identifiable" if self.identifiable else "  NOT IDENTIFIABLE:")
+        lines += [f"    - {reason}" for reason in self.reasons]
+        lines += [f"  note: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    def _variable(self, name: str) -> np.ndarray:
+        values = self.N if name == "N" else self.D
+        assert values is not None, "a fit holds every variable of its law"
+        return values
+
+    def _points(self) -> solver.Points:
+        logs = {name: np.log(self._variable(name)) for name in self.law.variables}
+        return solver.Points.of(self.law, logs, np.log(self.loss))
+
+
+def fit(
+    law: Law,
+    *,
+    N: ArrayLike | None = None,
+    D: ArrayLike | None = None,
+    loss: ArrayLike,
+    objective: str = "huber",
+    delta: float = 1e-3,
+    n_definition: str = "non_embedding",
+) -> ScalingFit:
+    """Fit `law` to runs: the global minimum of a sum over runs of rho(ln(predicted) - ln(observed)).
+
+    objective: "huber" (rho = r^2/2 within `delta`, delta (|r| - delta/2) beyond), "lad" (|r|) or "mse" (r^2).
+    Deterministic: no random start; the order of the rows changes nothing and units change nothing but the units of the
+    parameters. N and D are those variables the law has, one value a run; `n_definition` says which count N is, and is
+    kept.
+
+    Raises ValueError for values that are not positive and finite, arrays of unequal length, a variable too many or too
+    few, an unknown objective, and fewer runs than the law has parameters. Runs that do not determine the law (one
+    size, one line of D against N, the constant at 0, ...) give a fit with `identifiable` False and the `reasons`.
+    """
+    if not isinstance(law, Law):
+        raise ValueError(f"law must be a law object such as JointLaw(), got {law!r}")
+    if objective not in solver.OBJECTIVES:
+        raise ValueError(f"objective is one of {', '.join(solver.OBJECTIVES)}; got {objective!r}")
+    if not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta is a width in log loss, positive (1e-3 is 0.1 %); got {delta}")
+    columns = _columns(law, N, D, loss)
+    losses = columns.pop("loss")
+    num, p = len(losses), len(law.parameters)
+    if num < p:
+        raise ValueError(
+            f"{type(law).__name__} has {p} parameters ({', '.join(law.parameters)}) and there are {num} runs; "
+            f"it takes at least {p}, and {p + 1} to say anything about its error"
+        )
+    points = solver.Points.of(law, {name: np.log(values) for name, values in columns.items()}, np.log(losses))
+    found = solver.minimize(law, points, objective=objective, delta=delta)
+    theta = found.theta[0]
+    params = dict(zip(law.parameters, points.to_params(law, theta).tolist(), strict=True))
+    canonical, jacobian = solver.residuals_and_jacobian(law, points, theta)
+    residuals = np.empty(num)
+    residuals[points.order] = canonical
+    condition = _condition_number(law, theta, jacobian)
+    converged = bool(found.converged[0])
+    reasons = _data_reasons(law, columns, num) + _solution_reasons(
+        law, theta, canonical, jacobian, condition, converged
+    )
+    for array in (losses, residuals, *columns.values()):
+        array.flags.writeable = False
+    return ScalingFit(
+        law=law,
+        params=params,
+        objective=float(found.objective[0]),
+        objective_name=objective,
+        delta=float(delta),
+        converged=converged,
+        grad_norm=float(found.grad_norm[0]),
+        condition_number=condition,
+        num_points=num,
+        residuals=residuals,
+        n_definition=n_definition,
+        N=columns.get("N"),
+        D=columns.get("D"),
+        loss=losses,
+        reasons=reasons,
+        warnings=_warnings(law, columns, residuals, params),
+    )
+
+
+def _columns(law: Law, N: ArrayLike | None, D: ArrayLike | None, loss: ArrayLike) -> dict[str, np.ndarray]:
+    """The law's variables and the loss as float arrays `[num_points]` of their own."""
+    columns: dict[str, np.ndarray] = {}
+    for name, values in (("N", N), ("D", D), ("loss", loss)):
+        if name != "loss" and name not in law.variables:
+            if values is not None:
+                raise ValueError(
+                    f"{type(law).__name__} ({law.formula}) has no {name}; pass {' and '.join(law.variables)} only, "
+                    f"for runs of one {name}, or fit a law that has it"
+                )
+            continue
+        array = np.array(_positive(values, name))
+        if array.ndim != 1:
+            raise ValueError(f"{name} must hold one value a run (one dimension), got shape {array.shape}")
+        columns[name] = array
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"one value a run is needed in each of {lengths}; the lengths differ")
+    return columns
+
+
+# --- what the runs cannot tell ---
+
+
+def _data_reasons(law: Law, columns: dict[str, np.ndarray], num: int) -> list[str]:
+    """Reasons visible before fitting."""
+    p, reasons = len(law.parameters), []
+    if num < p + 1:
+        reasons.append(
+            f"fewer points than parameters + 1: {num} runs for {p} parameters, so the law passes through the runs "
+            "whatever they are"
+        )
+    for name, values in columns.items():
+        distinct = len(np.unique(values))
+        if distinct < 3:
+            one = f"all runs have one {name}" if distinct == 1 else f"the runs have only 2 different values of {name}"
+            reasons.append(f"{one}; a constant, a coefficient and an exponent take 3")
+        elif values.max() < MIN_RANGE * values.min():
+            spread = values.max() / values.min()
+            reasons.append(f"too small a range of {name}: it spans a factor of {spread:.3g}, under {MIN_RANGE:g}")
+    if len(columns) == 2 and all(len(np.unique(values)) > 2 for values in columns.values()):
+        correlation = float(np.corrcoef(*(np.log(values) for values in columns.values()))[0, 1])
+        if abs(correlation) > LINE_CORRELATION:
+            reasons.append(
+                "all runs lie on one line of D against N (in logarithms), so the two terms cannot be told apart; "
+                "add runs with other D at the same N"
+            )
+    return reasons
+
+
+def _solution_reasons(
+    law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np.ndarray, condition: float, converged: bool
+) -> list[str]:
+    """Reasons visible at the solution."""
+    reasons = []
+    if not converged:
+        reasons.append("the solver did not converge: the gradient at its best point is not zero")
+    at_bound = _at_bound(law, theta)
+    for k, name in enumerate(law.parameters):
+        if not at_bound[k]:
+            continue
+        if name == law.constant:
+            reasons.append(f"{name} sits on its bound 0: the runs do not show where the loss levels off")
+        elif name in law.coefficients:
+            variables = " and ".join(v for term in law.terms if term.coefficient == name for v, _ in term.exponents)
+            reasons.append(f"{name} sits on its bound 0: the loss does not fall with {variables} in these runs")
+        else:
+            reasons.append(f"exponent {name} sits at its bound {theta[k]:g}")
+    if condition > MAX_CONDITION:
+        shown = f"{condition:.2g}" if np.isfinite(condition) else "infinite"
+        reasons.append(
+            f"condition number {shown}, above {MAX_CONDITION:.0e}: some parameters can trade against each other "
+            "without changing the predictions"
+        )
+    elif not at_bound.any():
+        reasons += _unresolved(law, theta, residuals, jacobian)
+    return reasons
+
+
+def _unresolved(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np.ndarray) -> list[str]:
+    """Parameters whose first-order 95 % interval reaches 0: their value is scatter of the runs.
+
+    Standard errors from s^2 (J'J)^-1, s^2 the sum of squared log residuals over num_points - p, and Student's t.
+    """
+    from scipy.special import stdtrit
+
+    freedom = len(residuals) - len(theta)
+    if freedom < 1:
+        return []
+    covariance = np.linalg.pinv(jacobian.T @ jacobian) * float(residuals @ residuals) / freedom
+    half = stdtrit(freedom, 0.975) * np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    wide = [
+        name
+        for k, name in enumerate(law.parameters)
+        # Coefficients are left out (their exponents say it); c of the interaction law may well be 0.
+        if name not in law.coefficients and law.bounds[name][0] >= 0 and half[k] >= theta[k]
+    ]
+    return [
+        f"{name} cannot be told from 0: the scatter of the runs gives it a first-order 95 % interval that reaches 0"
+        for name in wide
+    ]
+
+
+def _at_bound(law: Law, theta: np.ndarray) -> np.ndarray:
+    low, high = solver.bounds_of(law)
+    # Constant and coefficients are in units of the typical loss here, exponents have none.
+    return (theta <= low + 1e-9) | (theta >= high - 1e-9)
+
+
+def _condition_number(law: Law, theta: np.ndarray, jacobian: np.ndarray) -> float:
+    free = jacobian[:, ~_at_bound(law, theta)]
+    if free.shape[1] == 0:
+        return 1.0
+    lengths = np.sqrt((free**2).sum(axis=0))
+    if not np.all(lengths > 0) or free.shape[0] < free.shape[1]:
+        return float("inf")
+    singular = np.linalg.svd(free / lengths, compute_uv=False)
+    # Singular values below rounding of the largest are zeros.
+    return float(singular[0] / singular[-1]) if singular[-1] > 1e-15 * singular[0] else float("inf")
+
+
+def _warnings(law: Law, columns: dict[str, np.ndarray], residuals: np.ndarray, params: dict[str, float]) -> list[str]:
+    warnings = []
+    for name, values in columns.items():
+        spread = values.max() / values.min()
+        if MIN_RANGE <= spread < SHORT_RANGE:
+            warnings.append(f"{name} spans only a factor of {spread:.3g}; its exponent and the constant rest on little")
+    num, p = len(residuals), len(law.parameters)
+    if p < num < p + 3:
+        warnings.append(f"only {num - p} more runs than parameters; intervals are rough")
+    for name in law.exponents:
+        if law.bounds[name][0] >= 0 and not USUAL_EXPONENTS[0] <= params[name] <= USUAL_EXPONENTS[1]:
+            warnings.append(f"{name} = {params[name]:.3g} is outside {USUAL_EXPONENTS}, where published exponents lie")
+    warnings += _outlier_warnings(columns, residuals)
+    if "D" in columns and columns["D"].max() < 1e5:
+        warnings.append(
+            f"the largest D is {columns['D'].max():g} tokens; if tokens are in millions or billions, multiply"
+        )
+    if "N" in columns and columns["N"].max() < 1e3:
+        warnings.append(
+            f"the largest N is {columns['N'].max():g} parameters; if N is in millions or billions, multiply"
+        )
+    return warnings
+
+
+def _outlier_warnings(columns: dict[str, np.ndarray], residuals: np.ndarray) -> list[str]:
+    size = np.abs(residuals)
+    limit = max(OUTLIER_FACTOR * float(np.median(size)), 0.02)
+    rows: Sequence[int] = [int(k) for k in np.argsort(-size, kind="stable") if size[k] > limit]
+    described = [
+        f"row {k} ({', '.join(f'{name} {values[k]:.4g}' for name, values in columns.items())}) by "
+        f"{100 * np.expm1(-residuals[k]):+.2g} %"
+        for k in rows[:3]
+    ]
+    if not rows:
+        return []
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return [f"runs far off the law: {'; '.join(described)}{more} (rows from 0, observed against predicted)"]

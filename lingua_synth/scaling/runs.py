@@ -1,0 +1,310 @@
+"""The runs table: one row per finished training, whoever trained it.
+
+A CSV comes in (ours, or any other with a map of its column names); `Runs`, an immutable table of columns, goes out.
+Nothing is dropped and nothing is guessed: a cell that is not a number, a run without its loss, a repeated `run_id` are
+refused with file, row and column, because a fit would swallow them silently.
+
+N: parameters of the model (three counts, see `N_COLUMNS`); tokens: the training budget D, repeats counted;
+`loss_*`: nats per token on held-out text.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lingua_synth.files import atomic_file, what_is_there
+
+N_COLUMNS = {"non_embedding": "n_non_embedding", "lingua": "n_lingua", "total": "n_total"}
+"""Definition of N -> its column: without vocabulary matrices; without one of them (Lingua's count); with all."""
+
+TEXT_COLUMNS = ("run_id", "mixture", "size", "config_sha256")
+IDENTITY_COLUMNS = ("run_id", "mixture", "size")
+AVERAGES = ("macro", "micro")
+"""`loss_macro` and `loss_micro` are averages over domains; every other `loss_<name>` is a domain."""
+
+# Column order of the file; a name that ends in "_" stands for every column that begins with it.
+_ORDER = (
+    "run_id", "mixture", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens", "tokens_",
+    "unique_tokens_", "epochs_", "seed", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_", "flops", "gpu_hours",
+    "wall_s", "config_sha256",
+)  # fmt: skip
+_NUMBER_COLUMNS = tuple(name for name in _ORDER if name not in TEXT_COLUMNS)
+
+
+class Runs:
+    """An immutable table of trainings: `columns[name]` is a read-only array of text or of float64, all of one
+    length."""
+
+    def __init__(self, columns: Mapping[str, Any]) -> None:
+        """Take columns of equal length; ValueError names the column that is not."""
+        self.columns: dict[str, np.ndarray] = {}
+        length: int | None = None
+        for name, values in columns.items():
+            array = np.asarray(values)
+            if array.ndim != 1:
+                raise ValueError(f"column {name!r} of a runs table must be one-dimensional, got shape {array.shape}")
+            if _is_number_column(name) or (name not in TEXT_COLUMNS and array.dtype.kind in "fiub"):
+                try:
+                    array = array.astype(np.float64)
+                except (TypeError, ValueError):
+                    raise ValueError(f"column {name!r} of a runs table must hold numbers, got {array[:3]}") from None
+            else:
+                array = np.array([str(value) for value in array.tolist()], dtype=np.str_)
+            if length is None:
+                length = len(array)
+            if len(array) != length:
+                raise ValueError(f"column {name!r} has {len(array)} rows where the others have {length}")
+            array = array.copy()
+            array.flags.writeable = False
+            self.columns[name] = array
+        self._length = length or 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """The values of `column`; ValueError lists the columns and the nearest name."""
+        if column not in self.columns:
+            near = difflib.get_close_matches(column, self.columns, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"no column {column!r} in the runs table; {hint}columns: {', '.join(self.columns)}")
+        return self.columns[column]
+
+    def __repr__(self) -> str:
+        return f"Runs({len(self)} rows, mixtures {', '.join(self.mixtures) or 'none'}, {len(self.columns)} columns)"
+
+    def select(self, **equal: str | float) -> Runs:
+        """The rows where every named column has the given value; possibly none. ValueError for an unknown column."""
+        keep = np.ones(len(self), dtype=bool)
+        for name, value in equal.items():
+            values = self[name]
+            if values.dtype.kind == "U":
+                keep &= values == str(value)
+                continue
+            try:
+                keep &= values == float(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"column {name!r} holds numbers; it cannot equal {value!r}") from None
+        return Runs({name: values[keep] for name, values in self.columns.items()})
+
+    @property
+    def mixtures(self) -> list[str]:
+        """Names of the mixtures, in order of first appearance."""
+        return list(dict.fromkeys(self.columns["mixture"].tolist())) if "mixture" in self.columns else []
+
+    @property
+    def domains(self) -> list[str]:
+        """Evaluation domains: the `loss_<domain>` columns without the averages."""
+        names = [name.removeprefix("loss_") for name in self.columns if name.startswith("loss_")]
+        return [name for name in names if name not in AVERAGES]
+
+    @property
+    def sources(self) -> list[str]:
+        """Sources that mixtures are made of: the `ratio_<source>` columns."""
+        return [name.removeprefix("ratio_") for name in self.columns if name.startswith("ratio_")]
+
+    def N(self, definition: str = "non_embedding") -> np.ndarray:
+        """Parameters of every run under `definition`: non_embedding, lingua or total."""
+        return self[n_column(definition)]
+
+
+def n_column(definition: str) -> str:
+    """The column that holds N under `definition`; ValueError lists the definitions."""
+    if definition not in N_COLUMNS:
+        raise ValueError(f"N is defined as one of {', '.join(N_COLUMNS)}; got {definition!r}")
+    return N_COLUMNS[definition]
+
+
+def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Runs:
+    """Read a runs table from a CSV file.
+
+    `columns` maps our names to the file's, for tables of other origin: `{"n_total": "params", "loss_macro": "loss"}`;
+    a column of the file that is not named there keeps its name. With a map, the names a fit does not need may be
+    missing: `run_id` becomes row-1, row-2, ..., `mixture` becomes all, `size` the N column's value.
+
+    ValueError, with file, row and column: a missing column (run_id, mixture, size, tokens, one count of parameters, one
+    loss), a cell that is not a finite number, tokens, parameters or losses that are not positive, a run without a loss
+    (by name), a repeated run_id, a row of another length than the header. Rows count from 1 below the header.
+    """
+    path = Path(path)
+    header, rows = _read_csv(path)
+    header = _renamed(header, columns or {}, path)
+    texts: dict[str, list[str]] = {name: [row[k] for _, row in rows] for k, name in enumerate(header)}
+    where = [f"{path}, row {k} (line {line})" for k, (line, _) in enumerate(rows, start=1)]
+    _require_columns(texts, path, identity=columns is None)
+    if columns is not None:
+        _make_identity(texts, len(rows))
+    _refuse_duplicates(texts["run_id"], where)
+    table = {name: _read_column(name, cells, texts["run_id"], where) for name, cells in texts.items()}
+    return Runs(table)
+
+
+def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Path) -> None:
+    """Write a runs table as CSV, atomically; `load_runs` reads back equal values.
+
+    Takes `Runs` or rows as mappings. Floats are written with all their digits, whole numbers as integers, what a row
+    lacks (absent, None, NaN) as an empty cell. Columns stand in one fixed order; unknown ones come last.
+    ValueError for a table without rows or an infinite value.
+    """
+    if isinstance(runs_or_rows, Runs):
+        names = list(runs_or_rows.columns)
+        columns = [runs_or_rows.columns[name].tolist() for name in names]
+        rows: Sequence[Mapping[str, Any]] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    else:
+        rows = list(runs_or_rows)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        raise ValueError(f"no runs to write to {path}")
+    names = sorted(names, key=lambda name: (_order(name), names.index(name)))
+    lines = [[_cell(name, row.get(name), row) for name in names] for row in rows]
+    with atomic_file(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(lines)
+
+
+# --- reading ---
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Header and (line number, cells) of every row that is not blank."""
+    if not path.is_file():
+        raise ValueError(f"no runs table {path}; {what_is_there(path)}")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from None
+    lines = [(number, row) for number, row in lines if any(row)]
+    if not lines:
+        raise ValueError(f"{path} is empty; a runs table begins with a line of column names")
+    header, rows = lines[0][1], lines[1:]
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has more than one column named {', '.join(map(repr, repeated))}")
+    for k, (number, row) in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise ValueError(f"{path}, row {k} (line {number}) has {len(row)} cells where the header has {len(header)}")
+    return header, rows
+
+
+def _renamed(header: Sequence[str], columns: Mapping[str, str], path: Path) -> list[str]:
+    """The header in our names."""
+    for ours, theirs in columns.items():
+        if theirs not in header:
+            near = difflib.get_close_matches(theirs, header, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"the column map asks for {theirs!r} (as {ours}), which {path} lacks; {hint}it has: {', '.join(header)}"
+            )
+        if ours != theirs and ours in header and ours not in columns.values():
+            raise ValueError(
+                f"{path} has a column {ours!r} already; the column map cannot give that name to {theirs!r}"
+            )
+    back: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        if theirs in back:
+            raise ValueError(f"the column map gives {theirs!r} two names, {back[theirs]} and {ours}")
+        back[theirs] = ours
+    return [back.get(name, name) for name in header]
+
+
+def _require_columns(texts: Mapping[str, Any], path: Path, *, identity: bool) -> None:
+    missing = [name for name in (*(IDENTITY_COLUMNS if identity else ()), "tokens") if name not in texts]
+    if not any(name in texts for name in N_COLUMNS.values()):
+        missing.append(f"one of {', '.join(N_COLUMNS.values())}")
+    if not any(name.startswith("loss_") for name in texts):
+        missing.append("one of loss_macro, loss_<domain>")
+    if missing:
+        raise ValueError(
+            f"{path} lacks {'; '.join(missing)}. It has: {', '.join(texts)}. "
+            "If its columns have other names, give columns={our name: name in the file}"
+        )
+
+
+def _make_identity(texts: dict[str, list[str]], num_rows: int) -> None:
+    texts.setdefault("run_id", [f"row-{k}" for k in range(1, num_rows + 1)])
+    texts.setdefault("mixture", ["all"] * num_rows)
+    count = next(name for name in N_COLUMNS.values() if name in texts)
+    texts.setdefault("size", list(texts[count]))
+
+
+def _refuse_duplicates(run_ids: Sequence[str], where: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for k, run_id in enumerate(run_ids):
+        if not run_id:
+            raise ValueError(f"{where[k]}, column 'run_id': empty; every run needs a name of its own")
+        if run_id in first:
+            raise ValueError(f"run {run_id!r} stands twice: {where[first[run_id]]} and {where[k]}; keep one of them")
+        first[run_id] = k
+
+
+def _read_column(name: str, cells: Sequence[str], run_ids: Sequence[str], where: Sequence[str]) -> np.ndarray:
+    if name in TEXT_COLUMNS:
+        for k, cell in enumerate(cells):
+            if not cell and name in IDENTITY_COLUMNS:
+                raise ValueError(f"{where[k]}, column {name!r}: empty; run {run_ids[k]!r} needs a {name}")
+        return np.array(cells, dtype=np.str_)
+    if not _is_number_column(name):
+        try:
+            return np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
+        except ValueError:
+            return np.array(cells, dtype=np.str_)
+    return np.array([_read_number(name, cell, run_ids[k], where[k]) for k, cell in enumerate(cells)], dtype=np.float64)
+
+
+def _read_number(name: str, cell: str, run_id: str, where: str) -> float:
+    """A finite number, or NaN for an empty cell of a column no fit depends on."""
+    needed = name == "tokens" or name in N_COLUMNS.values() or name.startswith("loss_")
+    try:
+        value = float(cell) if cell else math.nan
+    except ValueError:
+        raise ValueError(f"{where}, column {name!r}: {cell!r} is not a number") from None
+    if math.isinf(value):
+        raise ValueError(f"{where}, column {name!r}: {cell!r} of run {run_id!r} is not finite")
+    if needed and math.isnan(value):
+        raise ValueError(
+            f"run {run_id!r} has no {name} ({where}, column {name!r} is {cell or 'empty'}); "
+            "fill it in, or remove the row or the column"
+        )
+    if needed and value <= 0:
+        raise ValueError(f"{where}, column {name!r}: {name} of run {run_id!r} must be positive, got {cell}")
+    return value
+
+
+def _is_number_column(name: str) -> bool:
+    return any(name == known or (known.endswith("_") and name.startswith(known)) for known in _NUMBER_COLUMNS)
+
+
+# --- writing ---
+
+
+def _order(name: str) -> int:
+    exact = [k for k, known in enumerate(_ORDER) if name == known]
+    family = [k for k, known in enumerate(_ORDER) if known.endswith("_") and name.startswith(known)]
+    return [*exact, *family, len(_ORDER)][0]
+
+
+def _cell(name: str, value: Any, row: Mapping[str, Any]) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    if math.isinf(value):
+        raise ValueError(f"run {row.get('run_id')!r} has {name} = {value}; a runs table holds finite numbers")
+    # A float prints its shortest exact form; counts come back from a table as floats and are written as what they are.
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
+    number = float(value)
+    whole = number.is_integer() and abs(number) < 2**53 and not name.startswith(("loss_", "bpb_", "ratio_"))
+    return str(int(number)) if whole else repr(number)

@@ -1,0 +1,582 @@
+"""Minimizing a law's objective: one deterministic global start, then many damped Newton descents at once.
+
+The steps, for one table of points:
+
+1. `Points` puts the table into working units: rows in one canonical order, ln N and ln D centred, losses divided by
+   their geometric mean. So the result depends neither on the order of the rows nor on the unit of N, D or loss.
+2. `global_starts` is variable projection: for every node of a grid over the exponents, the constant and the
+   coefficients that fit best are a small non-negative least-squares problem, solved exactly. The best nodes are the
+   starts.
+3. `descend` takes any number of starts (or of resamples, each with its own integer weights) and moves them all together
+   by a Newton step with exact second derivatives, damped as in Levenberg-Marquardt and kept inside the bounds.
+4. `descend_absolute` finishes least absolute deviations, whose minimum is a kink: a sequence of linear programs.
+
+Objectives are *sums* over points of a function of r = ln(predicted) - ln(observed): a mean with a fixed tolerance stops
+early and returns a pretty wrong law. Every test for convergence is a ratio, so that a factor on the objective, or the
+number of points, changes nothing.
+
+Working parameters `theta`: `[n, p]` in the order of `law.parameters`; constant in units of the typical loss,
+coefficients as the size of their term at the centre of the table, exponents as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from lingua_synth.scaling.laws import Law
+
+OBJECTIVES = ("huber", "lad", "mse")
+
+LAD_DELTA = 1e-7
+"""Where a Huber objective stands in for absolute deviations: its minimum is within `num_points * delta / 2` of
+theirs."""
+CURVATURE_FLOOR = 1e-3
+"""Share of the majorizing curvature `delta / |r|` that a point outside the Huber core keeps, so that no Hessian is
+empty."""
+GRADIENT_TOLERANCE = 1e-6
+"""A descent has converged when no parameter's gradient is a greater cosine than this (see `Descent.grad_norm`)."""
+CHUNK = 250
+"""Descents moved together; more would leave the processor's cache (240 points x 250 x 8 bytes is 0.5 MB an array)."""
+ROUNDING = 1e-13
+"""Log residuals below this are rounding, not misfit."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """A table of runs in working units and canonical order."""
+
+    logs: dict[str, np.ndarray]
+    """Centred ln N and/or ln D, each `[m]`."""
+    log_loss: np.ndarray
+    """Centred ln loss, `[m]`."""
+    centres: dict[str, float]
+    log_scale: float
+    """Mean of ln loss."""
+    order: np.ndarray
+    """Canonical position -> row of the caller's table."""
+
+    def __len__(self) -> int:
+        return len(self.log_loss)
+
+    @classmethod
+    def of(cls, law: Law, logs: dict[str, np.ndarray], log_loss: np.ndarray) -> Points:
+        """Sort and centre. `logs` holds ln of the law's variables."""
+        order = np.lexsort((log_loss, *reversed([logs[name] for name in law.variables])))
+        centres = {name: float(np.mean(logs[name][order])) for name in law.variables}
+        log_scale = float(np.mean(log_loss[order]))
+        centred = {name: logs[name][order] - centres[name] for name in law.variables}
+        return cls(centred, log_loss[order] - log_scale, centres, log_scale, order)
+
+    def to_params(self, law: Law, theta: np.ndarray) -> np.ndarray:
+        """Working parameters in the caller's units."""
+        params = np.array(theta, dtype=np.float64)
+        scale = np.exp(self.log_scale)
+        params[..., law.parameters.index(law.constant)] *= scale
+        for term, shift in self._shifts(law, params):
+            # A term that is absent stays absent: 0 times an overflow would be NaN.
+            coefficient = params[..., term]
+            with np.errstate(over="ignore"):
+                params[..., term] = np.where(coefficient > 0, coefficient * scale * np.exp(shift), 0.0)
+        return params
+
+    def to_theta(self, law: Law, params: np.ndarray) -> np.ndarray:
+        """The caller's parameters in working units."""
+        theta = np.array(params, dtype=np.float64)
+        scale = np.exp(self.log_scale)
+        theta[..., law.parameters.index(law.constant)] /= scale
+        for term, shift in self._shifts(law, theta):
+            theta[..., term] = theta[..., term] / scale * np.exp(-shift)
+        return theta
+
+    def _shifts(self, law: Law, params: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(index of the coefficient, ln of coefficient over centred coefficient) of every term."""
+        shifts = []
+        for term in law.terms:
+            shift = np.zeros(params.shape[:-1])
+            for variable, exponent in term.exponents:
+                shift = shift + params[..., law.parameters.index(exponent)] * self.centres[variable]
+            shifts.append((law.parameters.index(term.coefficient), shift))
+        return shifts
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where `n` descents ended."""
+
+    theta: np.ndarray
+    """Working parameters `[n, p]`."""
+    objective: np.ndarray
+    """Sums `[n]`."""
+    grad_norm: np.ndarray
+    """`[n]`: greatest cosine between the vector of (weighted, clipped) residuals and the derivative of the predictions
+    by a parameter that is free to move. 0 at a minimum, at most 1, without unit."""
+    num_iterations: int
+
+    @property
+    def converged(self) -> np.ndarray:
+        return self.grad_norm <= GRADIENT_TOLERANCE
+
+
+def log_residuals(law: Law, points: Points, theta: np.ndarray) -> np.ndarray:
+    """`ln(predicted) - ln(observed)`, `[n, m]` in canonical order."""
+    value = law._spread(theta, law.constant) + sum(law._term(theta, term, points.logs) for term in law.terms)
+    with np.errstate(divide="ignore"):
+        return np.log(value) - points.log_loss
+
+
+def rho(residual: np.ndarray, objective: str, delta: float) -> np.ndarray:
+    """The function of one log residual that is summed.
+
+    huber: r^2/2 within delta, delta (|r| - delta/2) beyond. lad: |r|. mse: r^2.
+    """
+    size = np.abs(residual)
+    if objective == "mse":
+        return size * size
+    if objective == "lad":
+        return size
+    core = np.minimum(size, delta)
+    return core * (size - 0.5 * core)
+
+
+def bounds_of(law: Law) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest working parameters: the law's own, as no bound of a constant or coefficient has a unit (0,
+    inf)."""
+    low, high = np.array([law.bounds[name] for name in law.parameters]).T
+    return low, high
+
+
+# --- the start ---
+
+
+def global_starts(law: Law, points: Points, objective: str, delta: float, *, num_starts: int = 12) -> np.ndarray:
+    """The best nodes of a grid over the exponents, `[<= 2 * num_starts, p]`; the same for any order of rows and any
+    unit.
+
+    At each node the constant and the coefficients are the non-negative least-squares fit of relative residuals.
+    Chosen are local minima of the objective over the grid, then the best nodes by objective and by sum of squares.
+    """
+    axes = [_exponent_grid(law, name) for name in law.exponents]
+    nodes = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=-1)
+    theta = np.zeros((len(nodes), len(law.parameters)))
+    theta[:, [law.parameters.index(name) for name in law.exponents]] = nodes
+    value, squares = np.empty(len(nodes)), np.empty(len(nodes))
+    step = max(1, 2_000_000 // (len(points) * (1 + len(law.terms))))
+    for begin in range(0, len(nodes), step):
+        part = slice(begin, begin + step)
+        squares[part] = _project(law, points, theta[part])
+        value[part] = rho(log_residuals(law, points, theta[part]), objective, delta).sum(axis=-1)
+    lowest = _local_minima(value.reshape([len(axis) for axis in axes])).ravel()
+    by_value, by_squares = np.argsort(value, kind="stable"), np.argsort(squares, kind="stable")
+    chosen = list(by_value[lowest[by_value]][:num_starts])
+    chosen += list(by_value[: num_starts // 2]) + list(by_squares[: num_starts // 2])
+    return theta[list(dict.fromkeys(chosen))]
+
+
+def _exponent_grid(law: Law, name: str) -> np.ndarray:
+    low, high = law.bounds[name]
+    if low < 0:
+        return np.linspace(max(low, -0.5), min(high, 0.5), 7)
+    return np.geomspace(max(low, 0.02), min(high, 2.0), 18)
+
+
+def _project(law: Law, points: Points, theta: np.ndarray) -> np.ndarray:
+    """Fill in the constant and coefficients of `theta` by non-negative least squares; returns the sums of squares.
+
+    The minimum over the non-negative orthant is the plain least-squares fit on its own support, so the best of the
+    feasible fits over all supports is the exact answer; with at most three columns there are seven.
+    """
+    inverse_loss = np.exp(-points.log_loss)
+    columns = [np.broadcast_to(inverse_loss, (len(theta), len(points)))]
+    columns += [law._power(theta, term, points.logs) * inverse_loss for term in law.terms]
+    design = np.stack(columns, axis=1)  # [n, q, m]
+    moments = design.sum(axis=-1)
+    gram = design @ design.swapaxes(-1, -2)
+    num = design.shape[1]
+    best = np.full(len(theta), np.inf)
+    solution = np.zeros((len(theta), num))
+    for size in range(1, num + 1):
+        for support in itertools.combinations(range(num), size):
+            inner = gram[:, support][:, :, support]
+            # Columns that coincide (a table with one size) make this singular; a start needs no more than a ridge.
+            ridge = 1e-12 * np.trace(inner, axis1=-2, axis2=-1)[:, None, None] * np.eye(size)
+            part = np.linalg.solve(inner + ridge, moments[:, support, None])[..., 0]
+            squares = len(points) - (part * moments[:, support]).sum(axis=-1)
+            better = (part > 0).all(axis=-1) & (squares < best)
+            best = np.where(better, squares, best)
+            filled = np.zeros_like(solution)
+            filled[:, support] = part
+            solution = np.where(better[:, None], filled, solution)
+    for k, name in enumerate((law.constant, *law.coefficients)):
+        theta[:, law.parameters.index(name)] = solution[:, k]
+    return best
+
+
+def _local_minima(value: np.ndarray) -> np.ndarray:
+    """True where no direct neighbour on the grid is lower."""
+    lowest = np.ones(value.shape, dtype=bool)
+    padded = np.pad(value, 1, constant_values=np.inf)
+    inner = tuple(slice(1, -1) for _ in value.shape)
+    for axis in range(value.ndim):
+        for shift in (-1, 1):
+            lowest &= value <= np.roll(padded, shift, axis=axis)[inner]
+    return lowest
+
+
+# --- the descent ---
+
+
+def descend(
+    law: Law,
+    points: Points,
+    start: np.ndarray,
+    *,
+    objective: str,
+    delta: float,
+    weights: np.ndarray | None = None,
+    tolerance: float = 1e-12,
+    max_iterations: int = 300,
+) -> Descent:
+    """Minimize `sum(weights * rho(r))` from every row of `start`, each on its own.
+
+    `weights` is `[n, m]` in canonical order (how often a resample holds each point) or None for one each. A descent
+    ends when the undamped Newton step promises to lower its objective by less than `tolerance` of it, or when no step
+    lowers it. The result says for each whether the gradient vanished; it never raises for a hard table. objective:
+    huber or mse.
+    """
+    assert objective in ("huber", "mse"), "absolute deviations are finished by descend_absolute"
+    start = np.asarray(start, dtype=np.float64)
+    parts = []
+    for begin in range(0, len(start), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        rows = None if weights is None else weights[part].astype(np.float64)
+        parts.append(_descend_chunk(law, points, start[part], rows, objective, delta, tolerance, max_iterations))
+    return Descent(
+        np.concatenate([part.theta for part in parts]),
+        np.concatenate([part.objective for part in parts]),
+        np.concatenate([part.grad_norm for part in parts]),
+        max(part.num_iterations for part in parts),
+    )
+
+
+def _descend_chunk(
+    law: Law,
+    points: Points,
+    start: np.ndarray,
+    weights: np.ndarray | None,
+    objective: str,
+    delta: float,
+    tolerance: float,
+    max_iterations: int,
+) -> Descent:
+    low, high = bounds_of(law)
+    theta = np.clip(start, low, high)
+    total = _Sums(law, points, theta, weights, objective, delta)
+    damping = np.full(len(theta), 1e-3)
+    growth = np.full(len(theta), 2.0)
+    active = np.arange(len(theta))
+    exponents = [law.parameters.index(name) for name in law.exponents]
+    iteration = 0
+    while len(active) and iteration < max_iterations:
+        iteration += 1
+        here = total.take(active)
+        free = _free(theta[active], here.gradient, low, high)
+        step, promised, newton_promise = _damped_newton_step(here, free, damping[active])
+        # No exponent moves by more than 0.5 at once: beyond that the quadratic says nothing.
+        reach = np.abs(step[:, exponents]).max(axis=-1)
+        shrink = np.minimum(1.0, 0.5 / np.maximum(reach, 1e-300))
+        proposal = np.clip(theta[active] + shrink[:, None] * step, low, high)
+        there = _Sums(law, points, proposal, None if weights is None else weights[active], objective, delta)
+        gained = here.value - there.value
+        better = gained > 0
+        finished = newton_promise <= tolerance * here.value
+        # Rounding of a sum of m terms: a smaller promise than this cannot be seen in the objective.
+        stuck = ~better & ((promised <= 1e-15 * here.value) | (damping[active] > 1e14))
+        quality = gained / np.maximum(promised * shrink, 1e-300)
+        theta[active[better]] = proposal[better]
+        total.put(active[better], there, better)
+        damping[active] = np.where(
+            better,
+            damping[active] * np.clip(1 - (2 * np.clip(quality, -1, 1.5) - 1) ** 3, 1 / 9, 2.0),
+            damping[active] * growth[active],
+        )
+        damping[active] = np.maximum(damping[active], 1e-12)
+        growth[active] = np.where(better, 2.0, np.minimum(growth[active] * 2, 1e3))
+        active = active[~(finished | stuck)]
+    free = _free(theta, total.gradient, low, high)
+    return Descent(theta, total.value, total.grad_norm(free), iteration)
+
+
+class _Sums:
+    """Objective, gradient and Hessian of a chunk of descents."""
+
+    def __init__(
+        self,
+        law: Law,
+        points: Points,
+        theta: np.ndarray,
+        weights: np.ndarray | None,
+        objective: str,
+        delta: float,
+    ) -> None:
+        num, p = theta.shape
+        shares = [law._power(theta, term, points.logs) for term in law.terms]
+        values = [law._spread(theta, term.coefficient) * share for term, share in zip(law.terms, shares, strict=True)]
+        predicted = law._spread(theta, law.constant) + sum(values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            residual = np.log(predicted) - points.log_loss
+            inverse = 1 / predicted
+        # A law that predicts 0 somewhere has an infinite objective; no step is ever taken there.
+        alive = np.isfinite(residual).all(axis=-1)
+        residual = np.where(alive[:, None], residual, 0.0)
+        inverse = np.where(alive[:, None], inverse, 0.0)
+        size = np.abs(residual)
+        if objective == "mse":
+            each, slope = residual * residual, 2 * residual
+            major: np.ndarray | float = 2.0
+            curvature: np.ndarray | float = 2.0
+        else:
+            core = np.minimum(size, delta)
+            each, slope = core * (size - 0.5 * core), np.clip(residual, -delta, delta)
+            major = delta / np.maximum(size, delta)
+            curvature = np.where(size <= delta, 1.0, CURVATURE_FLOOR * major)
+        if weights is not None:
+            each, slope = weights * each, weights * slope
+            curvature, major = weights * curvature, weights * major
+            norm = np.sqrt((slope * slope / np.maximum(weights, 1)).sum(axis=-1))
+        else:
+            curvature, major = np.broadcast_to(curvature, each.shape), np.broadcast_to(major, each.shape)
+            norm = np.sqrt((slope * slope).sum(axis=-1))
+        self.value = np.where(alive, each.sum(axis=-1), np.inf)
+
+        # Rows of J: d ln(predicted) / d parameter. The exact second derivatives only touch a term's own parameters.
+        jacobian = np.empty((num, p, len(points)))
+        jacobian[:, law.parameters.index(law.constant)] = inverse
+        pull = slope * inverse
+        extra = np.zeros((num, p, p))
+        exponent_rows: dict[int, np.ndarray] = {}
+        for term, share, value in zip(law.terms, shares, values, strict=True):
+            at = law.parameters.index(term.coefficient)
+            jacobian[:, at] = share * inverse
+            moved = pull * value
+            for variable, name in term.exponents:
+                k = law.parameters.index(name)
+                row = -points.logs[variable] * value * inverse
+                exponent_rows[k] = exponent_rows[k] + row if k in exponent_rows else row
+                cross = -(pull * share) @ points.logs[variable]
+                extra[:, at, k] += cross
+                extra[:, k, at] += cross
+                for other_variable, other_name in term.exponents:
+                    j = law.parameters.index(other_name)
+                    extra[:, k, j] += moved @ (points.logs[variable] * points.logs[other_variable])
+        for k, row in exponent_rows.items():
+            jacobian[:, k] = row
+        self.gradient = (jacobian @ slope[..., None])[..., 0]
+        turned = jacobian.swapaxes(-1, -2)
+        self.hessian = (jacobian * (curvature - slope)[:, None, :]) @ turned + extra
+        square = jacobian * jacobian
+        self.metric = (square @ major[..., None])[..., 0]
+        """Diagonal of the majorizing Hessian: the scale in which parameters are comparable."""
+        counts = np.ones_like(slope) if weights is None else weights
+        self._column_norms = np.sqrt((square @ counts[..., None])[..., 0])
+        self._slope_norm = norm
+        self._rounding = ROUNDING * np.sqrt(counts.sum(axis=-1))
+
+    def take(self, rows: np.ndarray) -> _Sums:
+        part = object.__new__(_Sums)
+        for name, array in self.__dict__.items():
+            setattr(part, name, array[rows])
+        return part
+
+    def put(self, rows: np.ndarray, other: _Sums, chosen: np.ndarray) -> None:
+        for name, array in self.__dict__.items():
+            array[rows] = getattr(other, name)[chosen]
+
+    def grad_norm(self, free: np.ndarray) -> np.ndarray:
+        """Greatest cosine over the free parameters; residuals that are rounding count as none."""
+        scale = self._column_norms * np.maximum(self._slope_norm, self._rounding)[:, None]
+        cosine = np.where(free & (scale > 0), np.abs(self.gradient) / np.where(scale > 0, scale, 1.0), 0.0)
+        cosine = np.where((self._slope_norm <= self._rounding)[:, None], 0.0, cosine)
+        return np.where(np.isfinite(self.value), cosine.max(axis=-1), np.inf)
+
+
+def _free(theta: np.ndarray, gradient: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """False where a parameter sits on a bound and would leave through it."""
+    return ~(((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0)))
+
+
+def _damped_newton_step(
+    sums: _Sums, free: np.ndarray, damping: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(step, what it promises to gain, what the undamped step would) in the space of the free parameters.
+
+    In units where the metric is the identity the Hessian is decomposed and its eigenvalues taken by absolute value, so
+    that every step goes down also where the objective curves the wrong way.
+    """
+    scale = np.where(free & (sums.metric > 0), 1 / np.sqrt(np.maximum(sums.metric, 1e-300)), 0.0)
+    scaled = sums.hessian * scale[:, :, None] * scale[:, None, :]
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    size = np.maximum(np.abs(eigenvalues), 1e-10)
+    slope = (vectors.swapaxes(-1, -2) @ (sums.gradient * scale)[..., None])[..., 0]
+    move = -slope / (size + damping[:, None])
+    promised = -(slope * move + 0.5 * size * move * move).sum(axis=-1)
+    newton_promise = (0.5 * slope * slope / size).sum(axis=-1)
+    return (vectors @ move[..., None])[..., 0] * scale, promised, newton_promise
+
+
+# --- the minimum of a point fit ---
+
+
+def minimize(law: Law, points: Points, *, objective: str, delta: float) -> Descent:
+    """The global minimum for one table: every start descends, the lowest end is polished until rounding stops it."""
+    smooth = objective if objective != "lad" else "huber"
+    starts = global_starts(law, points, smooth, delta)
+    if smooth == "huber":
+        # Least squares has few local minima, so its own best end is one more start.
+        squares = descend(law, points, starts, objective="mse", delta=delta, tolerance=1e-8)
+        starts = np.concatenate([starts, squares.theta[np.argsort(squares.objective, kind="stable")[:2]]])
+    rough = descend(law, points, starts, objective=smooth, delta=delta, tolerance=1e-10)
+    best = np.argsort(rough.objective, kind="stable")[:3]
+    if objective == "lad":
+        return descend_absolute(law, points, rough.theta[best], delta)
+    fine = descend(law, points, rough.theta[best], objective=smooth, delta=delta, tolerance=0.0)
+    lowest = int(np.argmin(fine.objective))
+    pick = slice(lowest, lowest + 1)
+    return Descent(
+        fine.theta[pick], fine.objective[pick], fine.grad_norm[pick], rough.num_iterations + fine.num_iterations
+    )
+
+
+# --- least absolute deviations ---
+
+
+def descend_smoothed(
+    law: Law,
+    points: Points,
+    start: np.ndarray,
+    *,
+    delta: float,
+    weights: np.ndarray | None = None,
+) -> Descent:
+    """Huber minima for `delta` falling to `LAD_DELTA`: the sums of absolute deviations are minimal to within
+    `num_points * LAD_DELTA / 2`. Reported are objective and gradient of that last Huber function, divided by its
+    delta."""
+    now = Descent(np.asarray(start, dtype=np.float64), np.zeros(len(start)), np.zeros(len(start)), 0)
+    while True:
+        now = descend(law, points, now.theta, objective="huber", delta=delta, weights=weights, tolerance=1e-10)
+        if delta <= LAD_DELTA:
+            return Descent(now.theta, now.objective / delta, now.grad_norm, now.num_iterations)
+        delta = max(delta / 10, LAD_DELTA)
+
+
+def descend_absolute(
+    law: Law, points: Points, starts: np.ndarray, delta: float, *, max_iterations: int = 100
+) -> Descent:
+    """The exact minimum of the sum of absolute log residuals, the lowest over `starts`; one row.
+
+    Residuals are linearized at the current point, the sum of their absolute values is minimized inside a box around it
+    by a linear program, and the box grows or shrinks by how well that was borne out. At such a minimum as many
+    residuals are exactly 0 as there are free parameters, which is why the linear programs end on it. `grad_norm` is
+    the distance of 0 from the subdifferential, by the same scale as a cosine.
+    """
+    smoothed = descend_smoothed(law, points, starts, delta=min(delta, 1e-3))
+    ends = [_absolute_descent(law, points, theta, max_iterations) for theta in smoothed.theta]
+    value, theta, iterations = min(ends, key=lambda end: end[0])
+    return Descent(
+        theta[None],
+        np.array([value]),
+        np.array([_distance_to_subdifferential(law, points, theta)]),
+        smoothed.num_iterations + iterations,
+    )
+
+
+def residuals_and_jacobian(law: Law, points: Points, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log residuals `[m]` and their derivatives `[m, p]` by the working parameters."""
+    shares = {term.coefficient: law._power(theta, term, points.logs) for term in law.terms}
+    by_name = dict(zip(law.parameters, theta.tolist(), strict=True))
+    predicted = by_name[law.constant] + sum(by_name[name] * share for name, share in shares.items())
+    jacobian = np.zeros((len(points), len(theta)))
+    jacobian[:, law.parameters.index(law.constant)] = 1.0
+    for term in law.terms:
+        jacobian[:, law.parameters.index(term.coefficient)] = shares[term.coefficient]
+        for variable, name in term.exponents:
+            value = by_name[term.coefficient] * shares[term.coefficient]
+            jacobian[:, law.parameters.index(name)] -= points.logs[variable] * value
+    with np.errstate(divide="ignore"):
+        return np.log(predicted) - points.log_loss, jacobian / predicted[:, None]
+
+
+def _absolute_descent(
+    law: Law, points: Points, theta: np.ndarray, max_iterations: int
+) -> tuple[float, np.ndarray, int]:
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_matrix, eye, hstack
+
+    low, high = bounds_of(law)
+    num, p = len(points), len(theta)
+    residual, jacobian = residuals_and_jacobian(law, points, theta)
+    value = float(np.abs(residual).sum())
+    radius, iterations = 0.1, 0
+    slack = eye(num, format="csr")
+    cost = np.concatenate([np.zeros(p), np.ones(2 * num)])
+    while iterations < max_iterations and radius > 1e-14:
+        iterations += 1
+        scale = 1 / np.maximum(np.sqrt((jacobian**2).sum(axis=0)), 1e-300)
+        scale = np.minimum(scale * np.sqrt(num), 1e6)
+        # Unknown: the scaled step, and the positive and negative part of every linearized residual.
+        equations = hstack([csr_matrix(-jacobian * scale), slack, -slack], format="csr")
+        box_low = np.maximum(-radius, (low - theta) / scale)
+        box_high = np.minimum(radius, (high - theta) / scale)
+        box = [*zip(box_low, box_high, strict=True), *[(0, None)] * (2 * num)]
+        # Residuals are scaled to about 1, as the solver's tolerances are absolute.
+        unit = max(float(np.median(np.abs(residual))), 1e-12)
+        answer = linprog(
+            cost,
+            A_eq=equations,
+            b_eq=residual / unit,
+            bounds=[(a / unit, None if b is None else b / unit) for a, b in box],
+        )
+        if answer.status != 0:
+            radius /= 4
+            continue
+        step = answer.x[:p] * unit * scale
+        promised = value - float(np.abs(residual + jacobian @ step).sum())
+        proposal = np.clip(theta + step, low, high)
+        new_residual, new_jacobian = residuals_and_jacobian(law, points, proposal)
+        new_value = float(np.abs(new_residual).sum())
+        if new_value < value:
+            quality = (value - new_value) / max(promised, 1e-300)
+            theta, value, residual, jacobian = proposal, new_value, new_residual, new_jacobian
+            radius = radius * 2 if quality > 0.75 else radius if quality > 0.25 else radius / 2
+        else:
+            if promised <= 1e-14 * value:
+                break
+            radius = min(radius / 4, float(np.abs(step / scale).max()) / 2)
+    return value, theta, iterations
+
+
+def _distance_to_subdifferential(law: Law, points: Points, theta: np.ndarray) -> float:
+    """How far 0 is from the set of subgradients at `theta`, each parameter scaled as in `Descent.grad_norm`."""
+    from scipy.optimize import lsq_linear
+
+    low, high = bounds_of(law)
+    residual, jacobian = residuals_and_jacobian(law, points, theta)
+    norms = np.sqrt((jacobian**2).sum(axis=0))
+    scaled = jacobian / np.where(norms > 0, norms * np.sqrt(len(points)), 1.0)
+    zero = np.abs(residual) <= 1e-10
+    fixed = np.sign(residual[~zero]) @ scaled[~zero]
+    # A parameter on a bound may be pushed through it at no cost.
+    outward = [-np.eye(len(theta))[k] for k in range(len(theta)) if theta[k] <= low[k]]
+    outward += [np.eye(len(theta))[k] for k in range(len(theta)) if theta[k] >= high[k]]
+    columns = np.array([*scaled[zero], *outward]).reshape(-1, len(theta)).T
+    if columns.size == 0:
+        return float(np.abs(fixed).max())
+    num_zero = int(zero.sum())
+    limits = (
+        np.array([-1.0] * num_zero + [0.0] * len(outward)),
+        np.array([1.0] * num_zero + [np.inf] * len(outward)),
+    )
+    answer = lsq_linear(columns, -fixed, bounds=limits, tol=1e-14)
+    return float(np.abs(columns @ answer.x + fixed).max())

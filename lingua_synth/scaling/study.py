@@ -1,0 +1,215 @@
+"""Every law a study can carry: per mixture, over budgets at each size, over sizes at each budget, and over both.
+
+A runs table goes in, `StudyFits` comes out. A cell of the study with too few runs does not stop the others: its entry
+says in words why there is no fit. All fits share one seed, so mixtures trained on the same cells are resampled alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lingua_synth.scaling.fit import ScalingFit, fit
+from lingua_synth.scaling.laws import DataLaw, JointLaw, Law, ModelLaw
+from lingua_synth.scaling.records import record
+from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureFit:
+    """One law for one mixture: a fit, or the reason why there is none."""
+
+    fit: ScalingFit | None = None
+    bootstrap: Bootstrap | None = None
+    """None where the fit is not identifiable (its intervals would be numbers about nothing) or none was asked for."""
+    refusal: str | None = None
+    """Why the fit could not even start."""
+
+    @property
+    def identifiable(self) -> bool:
+        """Whether there is a fit and the runs determine it."""
+        return self.fit is not None and self.fit.identifiable
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why not, in sentences; empty when identifiable."""
+        return [self.refusal] if self.refusal is not None else list(self.fit.reasons) if self.fit is not None else []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "identifiable": self.identifiable,
+            "reasons": self.reasons,
+            "refusal": self.refusal,
+            "fit": self.fit.to_dict() if self.fit is not None else None,
+            "bootstrap": self.bootstrap.to_dict() if self.bootstrap is not None else None,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StudyFits:
+    """The fits of a study."""
+
+    target: str
+    """Column that was fitted."""
+    n_definition: str
+    data: dict[str, dict[str, MixtureFit]]
+    """`[mixture][size]`: `DataLaw` over the budgets at that size, smallest size first."""
+    model: dict[str, dict[float, MixtureFit]]
+    """`[mixture][tokens]`: `ModelLaw` over the sizes at that budget, smallest budget first."""
+    joint: dict[str, MixtureFit]
+    """`[mixture]`: `JointLaw` over all its runs."""
+    num_bootstraps: int
+    seed: int
+
+    def entries(self) -> Iterator[tuple[Law, str, str | None, float | None, MixtureFit]]:
+        """(law, mixture, size or None, tokens or None, entry) of every fit: joint, then data, then model laws."""
+        for mixture, entry in self.joint.items():
+            yield JointLaw(), mixture, None, None, entry
+        for mixture, by_size in self.data.items():
+            for size, entry in by_size.items():
+                yield DataLaw(), mixture, size, None, entry
+        for mixture, by_tokens in self.model.items():
+            for tokens, entry in by_tokens.items():
+                yield ModelLaw(), mixture, None, tokens, entry
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per parameter of every fit, one row (without value) per refusal; full precision, None for what is
+        not."""
+        rows: list[dict[str, Any]] = []
+        for law, mixture, size, tokens, entry in self.entries():
+            head = {"law": law.name, "mixture": mixture, "size": size, "tokens": tokens}
+            tail = {
+                "identifiable": entry.identifiable,
+                "num_points": entry.fit.num_points if entry.fit is not None else None,
+                "rms_residual": entry.fit.rms_residual if entry.fit is not None else None,
+                "reasons": "; ".join(entry.reasons),
+            }
+            if entry.fit is None:
+                rows.append(head | {"parameter": None, "value": None, "low": None, "high": None} | tail)
+                continue
+            for name, value in entry.fit.params.items():
+                low, high = entry.bootstrap.interval(name, LEVEL) if entry.bootstrap is not None else (None, None)
+                rows.append(head | {"parameter": name, "value": value, "low": low, "high": high} | tail)
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, full precision."""
+        return record(
+            {
+                "version": 1,
+                "target": self.target,
+                "n_definition": self.n_definition,
+                "num_bootstraps": self.num_bootstraps,
+                "seed": self.seed,
+                "level": LEVEL,
+                "joint": {mixture: entry.to_dict() for mixture, entry in self.joint.items()},
+                "data": {
+                    mixture: {size: entry.to_dict() for size, entry in by_size.items()}
+                    for mixture, by_size in self.data.items()
+                },
+                "model": {
+                    mixture: {f"{tokens:.0f}": entry.to_dict() for tokens, entry in by_tokens.items()}
+                    for mixture, by_tokens in self.model.items()
+                },
+            }
+        )
+
+    def __str__(self) -> str:
+        lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets"]
+        before: str | None = None
+        for law, mixture, size, tokens, entry in self.entries():
+            if law.name != before:
+                lines += ["", law.formula]
+                before = law.name
+            where = f" at size {size}" if size is not None else f" at {tokens:.4g} tokens" if tokens is not None else ""
+            lines.append(f"  {mixture}{where}: {_summary(entry)}")
+        return "\n".join(lines)
+
+
+def fit_study(
+    runs: Runs,
+    *,
+    target: str = "loss_macro",
+    n_definition: str = "non_embedding",
+    num_bootstraps: int = 1000,
+    seed: int = 0,
+) -> StudyFits:
+    """Fit every mixture of a runs table: data laws per size, model laws per budget, the joint law over all runs.
+
+    Huber objective on log loss. Identifiable fits get `num_bootstraps` resamples (0: none). A fit with fewer runs
+    than parameters becomes a `MixtureFit` with a `refusal`; nothing else is left out.
+    ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
+    resamples.
+    """
+    if not len(runs):
+        raise ValueError("the runs table is empty; there is nothing to fit")
+    if num_bootstraps < 0 or num_bootstraps == 1:
+        raise ValueError(f"num_bootstraps is a number of resamples, 0 or at least 2; got {num_bootstraps}")
+    N, D, loss = runs.N(n_definition), runs["tokens"], runs[target]
+    _check_values(runs, {"tokens": D, f"N ({n_definition})": N, target: loss})
+    mixtures, sizes = runs["mixture"], runs["size"]
+    smallest = {size: float(N[sizes == size].min()) for size in np.unique(sizes)}
+    in_order = sorted(smallest, key=lambda size: (smallest[size], size))
+
+    def entry(law: Law, rows: np.ndarray) -> MixtureFit:
+        num, p = int(rows.sum()), len(law.parameters)
+        if num < p:
+            return MixtureFit(refusal=f"{num} runs; {law.formula} has {p} parameters and takes at least {p + 1}")
+        values = {name: array[rows] for name, array in (("N", N), ("D", D)) if name in law.variables}
+        fitted = fit(law, **values, loss=loss[rows], n_definition=n_definition)
+        if not (num_bootstraps and fitted.identifiable):
+            return MixtureFit(fit=fitted)
+        try:
+            resampled = bootstrap(fitted, n=num_bootstraps, seed=seed)
+        except ValueError as error:  # too few different runs in most resamples
+            fitted.warnings.append(f"no interval: {error}")
+            return MixtureFit(fit=fitted)
+        if resampled.interval(law.constant, LEVEL)[0] <= 0:
+            fitted.warnings.append(
+                f"the interval of {law.constant} reaches 0: some resamples show no level it tends to"
+            )
+        return MixtureFit(fit=fitted, bootstrap=resampled)
+
+    data: dict[str, dict[str, MixtureFit]] = {}
+    model: dict[str, dict[float, MixtureFit]] = {}
+    joint: dict[str, MixtureFit] = {}
+    for mixture in runs.mixtures:
+        mine = mixtures == mixture
+        present = set(sizes[mine].tolist())
+        data[mixture] = {str(s): entry(DataLaw(), mine & (sizes == s)) for s in in_order if s in present}
+        model[mixture] = {float(d): entry(ModelLaw(), mine & (d == D)) for d in np.unique(D[mine])}
+        joint[mixture] = entry(JointLaw(), mine)
+    return StudyFits(target, n_definition, data, model, joint, num_bootstraps, seed)
+
+
+def _check_values(runs: Runs, columns: dict[str, np.ndarray]) -> None:
+    for name, values in columns.items():
+        if values.dtype.kind != "f":
+            raise ValueError(f"column {name} holds text ({values[0]!r}, ...); a fit takes numbers")
+        wrong = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
+        if len(wrong):
+            named = ", ".join(f"{runs['run_id'][k]} ({values[k]:g})" for k in wrong[:3])
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(f"{name} must be a positive number in every run; it is not in {named}{more}")
+
+
+def _summary(entry: MixtureFit) -> str:
+    if entry.fit is None:
+        return f"no fit: {entry.refusal}"
+    if not entry.identifiable:
+        return f"not identifiable ({entry.fit.num_points} runs): {'; '.join(entry.reasons)}"
+    parts = []
+    for name, value in entry.fit.params.items():
+        shown = f"{name} {value:.4g}"
+        if entry.bootstrap is not None:
+            low, high = entry.bootstrap.interval(name, LEVEL)
+            shown += f" [{low:.4g}, {high:.4g}]"
+        parts.append(shown)
+    return f"{'  '.join(parts)}  ({entry.fit.num_points} runs, rms {100 * entry.fit.rms_residual:.2g} %)"
