@@ -16,9 +16,9 @@ from typing import Any
 
 from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
-from lingua_synth.mixture import Mixture, plan_sequences
+from lingua_synth.mixture import Mixture, plan_report
 from lingua_synth.mixture.args import SourceArgs
-from lingua_synth.model.counts import count_parameters, flops_per_token
+from lingua_synth.model.counts import flops_per_token
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 
 RESULT = "result.json"
@@ -138,17 +138,12 @@ def _plan_run(
     tokenizer = next(iter(manifests.values()))["tokenizer"]
     resolved = resolve_args(args, dp_size=1, vocab_size=tokenizer["n_words"])
     num_sequences = resolved.steps * tokens_per_step(resolved, 1) // resolved.data.seq_len
-    checked = Mixture(mixture.ratios, max_epochs={s: study.sources[s].max_epochs for s in mixture.ratios})
-    for source, planned in plan_sequences(num_sequences, checked.ratios).items():
-        available = max(0, (manifests[source]["tokens"] - 1) // resolved.data.seq_len)
-        cap = study.sources[source].max_epochs
-        if planned > available * cap:
-            raise ValueError(
-                f"run {name} needs {planned * resolved.data.seq_len:,} tokens of {source!r}, which holds "
-                f"{available * resolved.data.seq_len:,} x max_epochs {cap}; lower the budget {tokens:,}, its ratio "
-                f"{mixture.ratios[source]}, or raise sources.{source}.max_epochs to {planned / max(1, available):.2f}"
-            )
-    assert count_parameters(resolved.model).total > 0, "a resolved model can be counted"
+    max_epochs = {source: study.sources[source].max_epochs for source in mixture.ratios}
+    counted = {source: int(manifests[source]["tokens"]) for source in mixture.ratios}
+    try:
+        plan_report(counted, Mixture(mixture.ratios, max_epochs), num_sequences, resolved.data.seq_len)
+    except ValueError as error:
+        raise ValueError(f"run {name}: {error}") from None
     return PlannedRun(args, tokens * flops_per_token(resolved.model, resolved.data.seq_len))
 
 
