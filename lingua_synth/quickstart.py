@@ -72,6 +72,9 @@ class QuickstartArgs:
 
 GLOBAL_BATCH_TOKENS = 2048
 
+# The documents are gone through at most so often; generation ends as soon as there are enough tokens.
+SAMPLES_PER_DOCUMENT = 8
+
 # Per domain and run. Every run scores the same documents, so differences between runs are free of sampling noise.
 EVALUATION_TOKENS = 12_000
 
@@ -300,7 +303,9 @@ def _generate(args: QuickstartArgs, natural_runs: Sequence[Any]) -> Any:
         load_recipe(_recipe(args)),
         engine,
         seed=args.seed,
+        samples=SAMPLES_PER_DOCUMENT,
         max_output_tokens=int(max(args.budgets) * margin),
+        shard_size=512,
     )
 
 
@@ -435,12 +440,15 @@ def _generation_section(
         )
     else:
         who = f"The generator is {args.model}, through engine {args.engine}."
+    outcomes: list[list[Any]] = [["synthetic documents", summary.records]]
+    outcomes += [[f"filtered: {name}", count] for name, count in summary.filtered.items()]
+    outcomes += [["failed", summary.failed], ["asked for, the sum", summary.inputs]]
     body: list[Any] = [
         f"{who} Recipe {recipe.name}: {recipe.description}",
         "Every input document ends in exactly one place: a synthetic document, a filtered one with its reason, or a "
         "failure "
         "with its error.",
-        Table(["outcome", "documents"], [[name, count] for name, count in summary.outcomes.items()]),
+        Table(["outcome", "documents"], outcomes),
         f"The synthetic text is cut into {synthetic['bytes'] / synthetic['tokens']:.2f} bytes per token by the same "
         "vocabulary.",
         "Samples, letter for letter:",
