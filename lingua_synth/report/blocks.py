@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import numbers
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class Table:
     """Rows under a header; it scrolls sideways inside its box when the screen is narrow.
 
     A cell is text, or a number: whole numbers get thousands separators, others `digits` decimals, None and NaN an
-    en dash. Columns in which every cell is a number are set right. `strong` lists (row, column) places to emphasise.
+    en dash. Columns in which every cell is a number, or reads like one, are set right. `strong` lists the
+    (row, column) places to emphasise.
     """
 
     header: Sequence[str]
@@ -130,6 +132,11 @@ def cell_text(value: Any, digits: int) -> str:
     return words.number(float(value), digits)
 
 
+def _reads_like_numbers(column: Sequence[str]) -> bool:
+    shown = [text for text in column if text != words.NOTHING]
+    return bool(shown) and all(re.fullmatch(r"[−±+]?[\d,]+(\.\d+)?(e[+-]\d+)?(\s?%)?|∞|−∞", text) for text in shown)
+
+
 def _is_number(value: Any) -> bool:
     # numbers.Real holds numpy's scalars too; a bool is a word here.
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -137,12 +144,7 @@ def _is_number(value: Any) -> bool:
 
 def _table_html(table: Table) -> str:
     columns = range(len(table.header))
-    right = [
-        bool(table.rows)
-        and any(_is_number(row[k]) for row in table.rows)
-        and all(row[k] is None or _is_number(row[k]) for row in table.rows)
-        for k in columns
-    ]
+    right = [_reads_like_numbers([cell_text(row[k], table.digits) for row in table.rows]) for k in columns]
 
     def cell(tag: str, k: int, text: str, strong: bool = False) -> str:
         inner = html.escape(text)

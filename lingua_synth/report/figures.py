@@ -81,15 +81,14 @@ def data_scaling(
     """
     target = target_of(fits, target)
     every_cell = cells(runs, target, n_definition_of(fits))
-    known = list(dict.fromkeys(cell.size for cell in every_cell))
-    if size is not None and size not in known:
-        raise ValueError(f"no runs of size {size!r} in the table; its sizes are {', '.join(known) or 'none'}")
+    _check_size(every_cell, size)
     size = size or main_size(every_cell)
     chosen = [cell for cell in every_cell if cell.size == size]
     by_mixture = fits.data if fits is not None else {}
     with canvas_on(ax, "tokens", target) as canvas:
         canvas.labels(f"training tokens D, size {size}" if chosen else "training tokens D", _loss_label(target))
-        _scaling(canvas, runs, chosen, base, {m: by_mixture.get(m, {}).get(size) for m in runs.mixtures}, "D")
+        laws = {m: by_mixture.get(m, {}).get(size) for m in runs.mixtures} if size is not None else {}
+        _scaling(canvas, runs, chosen, base, laws, "D")
     return canvas.ax
 
 
@@ -216,13 +215,15 @@ def ratio(
     synthetic: str | None = None,
     ax: Axes | None = None,
     *,
+    size: str | None = None,
     target: str | None = None,
     base: str | None = None,
 ) -> Axes:
     """Loss against the share of synthetic tokens, one line a cell (size and budget), the best ratio of each ringed.
 
     Mixtures of the natural source with one other source take part; `synthetic` names that source when the table has
-    several (ValueError otherwise). Colour is the model size; the budget stands at the end of its line.
+    several. Colour is the model size, or the budget when one `size` is asked for; the budget stands at the end of its
+    line. ValueError for a source or a size that is not there, and for several sources and no name.
     """
     target = target_of(fits, target)
     shares = synthetic_ratios(runs, base_mixture(runs, base))
@@ -234,15 +235,17 @@ def ratio(
     synthetic = synthetic or next(iter(partners), None)
     on_axis = {m: share for m, (others, share) in shares.items() if others in ((), (synthetic,))}
     every_cell = cells(runs, target, n_definition_of(fits))
-    lines = [cell for cell in every_cell if len(_by_ratio(cell, on_axis)) > 1]
+    _check_size(every_cell, size)
+    lines = [cell for cell in every_cell if size in (None, cell.size) and len(_by_ratio(cell, on_axis)) > 1]
     with canvas_on(ax, "synthetic_ratio", target, height=3.6 + 0.11 * max(0, len(lines) - 9)) as canvas:
-        canvas.labels("share of synthetic tokens (%)", _loss_label(target))
+        at = f", size {size}" if size is not None else ""
+        canvas.labels(f"share of synthetic tokens (%){at}", _loss_label(target))
         if not lines:
             canvas.words(
                 "No cell of the table holds two different ratios of natural and synthetic text, "
                 "so there is no ratio to compare."
             )
-        _ratio_lines(canvas, lines, on_axis)
+        _ratio_lines(canvas, lines, on_axis, by_size=size is None)
     return canvas.ax
 
 
@@ -299,13 +302,14 @@ def speedup(
 
     Marks are read off the runs: the base's mean losses interpolated in ln D, no law involved. Where the mixture is
     beyond what the base reached at its largest budget, an upward triangle stands at the least factor that is certain
-    (below its smallest budget, a downward one at the greatest). Curves need identifiable data laws of both;
-    a budget at which the base's law can never reach the mixture's loss is stated as beyond reach. Above 1 the mixture
-    saves tokens, below 1 it costs tokens.
+    (below its smallest budget, a downward one at the greatest). Curves need identifiable data laws of both and are thin
+    where the base's law is read beyond the base's runs; budgets at which it can never reach the mixture's loss are
+    stated as beyond reach. Above 1 the mixture saves tokens, below 1 it costs tokens.
     """
     target = target_of(fits, target)
     base = base_mixture(runs, base)
     every_cell = cells(runs, target, n_definition_of(fits))
+    _check_size(every_cell, size)
     size = size or main_size(every_cell)
     chosen = sorted((cell for cell in every_cell if cell.size == size), key=lambda cell: cell.tokens)
     with canvas_on(ax, "tokens", "speedup") as canvas:
@@ -427,16 +431,16 @@ def _contours(
     ax.grid(visible=False)
 
 
-def _ratio_lines(canvas: Canvas, lines: Sequence[Cell], on_axis: dict[str, float]) -> None:
+def _ratio_lines(canvas: Canvas, lines: Sequence[Cell], on_axis: dict[str, float], *, by_size: bool) -> None:
     if not lines:
         return
     import matplotlib
 
-    sizes = list(dict.fromkeys(cell.size for cell in lines))
-    ramp = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.66, len(sizes)))
+    groups = list(dict.fromkeys(cell.size if by_size else cell.tokens for cell in lines))
+    ramp = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.66, len(groups)))
     ends: list[tuple[float, str, Any]] = []
     for cell in lines:
-        k = sizes.index(cell.size)
+        k = groups.index(cell.size if by_size else cell.tokens)
         points = _by_ratio(cell, on_axis)
         share, loss = [100 * r for r, _ in points], [value for _, value in points]
         marker = style.MARKERS[k % 10]
@@ -456,7 +460,8 @@ def _ratio_lines(canvas: Canvas, lines: Sequence[Cell], on_axis: dict[str, float
             if k_point == best:
                 edge = best in (0, len(points) - 1)
                 canvas.record("best", cell.words, x=r, y=value, note="at the edge of the grid" if edge else "")
-        canvas.key(f"size {cell.size}", color=ramp[k], marker=marker, markersize=4, linewidth=1.2)
+        if by_size:
+            canvas.key(f"size {cell.size}", color=ramp[k], marker=marker, markersize=4, linewidth=1.2)
         ends.append((loss[-1], words.short_count(cell.tokens), ramp[k]))
     canvas.key("best ratio", color=style.INK, marker="o", markersize=9, markerfacecolor="none", linestyle="none")
     low, high = canvas.ax.get_ylim()
@@ -513,9 +518,12 @@ def _speedup_of(
     result = law_speedup(base_law.fit, law.fit, grid)
     factor = np.asarray(result.factor, dtype=float)
     beyond = np.asarray(result.beyond_reach, dtype=bool)
-    canvas.ax.plot(grid[~beyond], factor[~beyond], color=look.colour, linestyle=look.line)
-    for x, y, out in zip(grid, factor, beyond, strict=True):
-        canvas.record("fit", mixture, x=float(x), y=None if out else float(y), note="beyond reach" if out else "")
+    inside = ~beyond & (np.asarray(result.extrapolation_factor, dtype=float) <= 1)
+    canvas.ax.plot(grid[~beyond], factor[~beyond], color=look.colour, linestyle=look.line, linewidth=0.7)
+    canvas.ax.plot(grid[inside], factor[inside], color=look.colour, linestyle=look.line)
+    for x, y, out, known_there in zip(grid, factor, beyond, inside, strict=True):
+        note = "beyond reach" if out else "" if known_there else "beyond the base's runs"
+        canvas.record("fit", mixture, x=float(x), y=None if out else float(y), note=note)
     return bool(beyond.any())
 
 
@@ -545,6 +553,12 @@ def _law_pair(
     if base_law is None or law is None or not (base_law.identifiable and law.identifiable):
         return None
     return base_law, law
+
+
+def _check_size(every_cell: Sequence[Cell], size: str | None) -> None:
+    known = list(dict.fromkeys(cell.size for cell in every_cell))
+    if size is not None and size not in known:
+        raise ValueError(f"no runs of size {size!r} in the table; its sizes are {', '.join(known) or 'none'}")
 
 
 def _loss_label(target: str) -> str:

@@ -18,14 +18,8 @@ def identified(entry: MixtureFit | None) -> ScalingFit | None:
 
 
 def reasons(entry: MixtureFit | None) -> str:
-    """Why no number of this fit may be shown, as sentences."""
-    return " ".join(sentence(reason) for reason in entry.reasons) if entry is not None else "No fit was made."
-
-
-def sentence(text: str) -> str:
-    """`text` with a capital at the start and a full stop at the end."""
-    text = text.strip()
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    """Why no number of this fit may be shown, as one clause; it may begin with the name of a parameter."""
+    return "; ".join(reason.strip().rstrip(".") for reason in entry.reasons) if entry is not None else "no fit was made"
 
 
 def estimate(entry: MixtureFit, name: str) -> tuple[float, float, float]:

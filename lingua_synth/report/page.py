@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "Bullets", "Picture", "Sample", "Section", "Table", "Terms", "write_report"]
 
+MOST_RATIO_LINES = 12
+"""Cells in one ratio figure."""
 MOST_JOINT_FIGURES = 12
 """Contour figures on one page; a study with more mixtures draws the rest with `figures.joint_fit`."""
 
@@ -263,7 +266,8 @@ def _comparisons(
                         "speedup",
                         figures.speedup(runs, fits, base, size=size, target=target),
                         f"Speed-up against training tokens D at size {size}. Marks are interpolated between runs; "
-                        "curves come from laws and are drawn only where both laws are identifiable.",
+                        "curves come from laws, are drawn only where both laws are identifiable, and are thin where "
+                        f"the law of {words.quoted(base or '')} is read beyond its runs.",
                     ),
                 ],
             )
@@ -280,13 +284,17 @@ def _ratio_blocks(
         "A cell is one model size at one budget; inside a cell only the mixture differs. "
         "The lowest loss of each cell is ringed in the figure and set in bold in the table.",
     ]
-    for k, source in enumerate(partners):
+    # Beyond a dozen lines one cannot be told from the next: then every size gets a figure of its own.
+    many = len(every_cell) > MOST_RATIO_LINES
+    sizes: list[str | None] = [*dict.fromkeys(cell.size for cell in reversed(every_cell))] if many else [None]
+    for k, (source, size) in enumerate(itertools.product(partners, sizes)):
+        where = f", models of size {size}" if size is not None else ""
         blocks.append(
             Picture(
                 "ratio" if k == 0 else f"ratio_{k + 1}",
-                figures.ratio(runs, fits, source, target=target, base=base),
-                f"Held-out loss against the share of {words.quoted(source)} tokens; one line a cell, its budget at the "
-                "right end, its best ratio ringed.",
+                figures.ratio(runs, fits, source, size=size, target=target, base=base),
+                f"Held-out loss against the share of {words.quoted(source)} tokens{where}; one line a cell, its budget "
+                "at the right end, its best ratio ringed.",
             )
         )
     blocks.append(cells_table(runs, every_cell, target))
@@ -313,7 +321,7 @@ def _laws(runs: Runs, fits: StudyFits | None, target: str, base: str | None) -> 
         entry = fits.joint.get(mixture)
         good = entry is not None and entry.identifiable
         if entry is None or entry.fit is None:
-            body.append(f"{words.quoted(mixture)}: no joint fit. {reasons(entry)}")
+            body.append(f"{words.quoted(mixture)}: no joint fit: {reasons(entry)}.")
             continue
         caption = (
             f"Joint law of {words.quoted(mixture)}: lines join sizes and budgets of equal loss; marks are the runs."

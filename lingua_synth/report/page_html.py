@@ -40,7 +40,7 @@ table { border-collapse: collapse; min-width: 100%; font-size: .84rem; line-heig
 th, td { padding: .3rem .75rem .3rem 0; text-align: left; vertical-align: top; white-space: nowrap; }
 th { position: sticky; top: 0; background: #fff; font-weight: 600; box-shadow: 0 1px 0 var(--ink); }
 tbody tr + tr td { border-top: 1px solid #eee; }
-td:last-child { min-width: 12rem; white-space: normal; }
+td:last-child { min-width: 21rem; white-space: normal; }
 td.n:last-child { min-width: 0; }
 .n { text-align: right; }
 pre { font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: #f7f7f5;
@@ -53,6 +53,8 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .8rem
   main { padding: 1.5rem 1rem 3rem; }
   h1 { font-size: 1.5rem; }
   nav ol { columns: 1; }
+  td:last-child { min-width: 11rem; }
+  td.n:last-child { min-width: 0; }
 }
 @media print { .scroll, pre { max-height: none; overflow: visible; } main { max-width: none; } }
 """

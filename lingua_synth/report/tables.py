@@ -99,7 +99,7 @@ def _column(values: np.ndarray, name: str) -> list[Any]:
         return [words.NOTHING if math.isnan(v) else f"{v:g}" for v in values]
     if finite.size and bool(np.all(finite == np.round(finite))) and not name.startswith(("loss_", "bpb_")):
         return [_whole(v) for v in values]
-    if name.startswith(("loss_", "bpb_", "ratio_")):
+    if name.startswith(("loss_", "bpb_")):
         return [float(v) for v in values]
     return [words.NOTHING if math.isnan(v) else f"{v:.4g}" for v in values]
 

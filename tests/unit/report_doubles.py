@@ -93,6 +93,7 @@ class PlantedSpeedup:
 
     factor: np.ndarray
     beyond_reach: np.ndarray
+    extrapolation_factor: np.ndarray
 
 
 def planted_speedup(base, other, D):
@@ -100,7 +101,8 @@ def planted_speedup(base, other, D):
     gap = other.predict(D=D) - base.params["E_at_N"]
     beyond = gap <= 0
     D_base = (base.params["B"] / np.where(beyond, 1.0, gap)) ** (1 / base.params["beta"])
-    return PlantedSpeedup(np.where(beyond, np.inf, D_base / D), beyond)
+    D_base = np.where(beyond, np.inf, D_base)
+    return PlantedSpeedup(D_base / D, beyond, np.maximum(np.maximum(D_base / D.max(), D.min() / D_base), 1.0))
 
 
 class PlantedBootstrap:

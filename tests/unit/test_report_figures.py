@@ -12,7 +12,7 @@ from report_doubles import BUDGETS, DOMAINS, RATIOS, SIZES, load, planted, plant
 
 pytest.importorskip("matplotlib")
 
-from lingua_synth.report import figures, style
+from lingua_synth.report import figures, style, write_report
 from lingua_synth.report.cells import base_mixture, cells, largest_cell, natural_source, synthetic_ratios
 
 
@@ -187,6 +187,29 @@ def test_ratio_rings_the_lowest_loss_of_each_cell(tmp_path):
     assert rings == {(100 * row["synthetic_ratio"], row["loss_macro"]) for row in best.values()}
 
 
+def test_ratio_at_one_size_and_more_cells_than_one_figure_holds(tmp_path):
+    runs = load(tmp_path, rows_of(sizes={f"s{k}": 10**k for k in range(4, 8)}))
+    ax = figures.ratio(runs, size="s5")
+    assert {row["series"] for row in of_kind(ax, "mean")} == {
+        f"size s5, {d} tokens" for d in ("250k", "500k", "1M", "2M")
+    }
+    assert len({tuple(line.get_color()) for line in ax.get_lines()}) == len(BUDGETS)
+    with pytest.raises(ValueError, match="s4, s5, s6, s7"):
+        figures.ratio(runs, size="s9")
+    path = write_report(tmp_path / "out", runs, None, title="t")
+    names = {picture.stem for picture in (path.parent / "figures").glob("ratio*.csv")}
+    assert names == {"ratio", "ratio_2", "ratio_3", "ratio_4"}, "16 cells: one figure a size"
+    assert "models of size s7" in path.read_text()
+
+
+def test_legend_columns_fit_and_are_even():
+    from lingua_synth.report.canvas import _per_row
+
+    assert _per_row(["natural", "mix33", "mix67", "synthetic"]) == 4
+    assert _per_row(["natural", "synthetic 33%", "synthetic 67%", "synthetic"]) == 2
+    assert _per_row(["x" * 28] * 5) == 1 and _per_row(["a"]) == 1 and _per_row(["a", "b"]) == 2
+
+
 def test_ratio_of_several_synthetic_sources_needs_a_name(tmp_path):
     rows = []
     for row in rows_of(sizes={"nano-1": 115_000}):
@@ -246,7 +269,10 @@ def test_speedup_curves_follow_the_laws_and_beyond_reach_is_stated(tmp_path, mon
         reach = 400 / row["tokens"] ** 0.45 - 0.2
         assert (row["note"] == "beyond reach") == (reach <= 0) == (row["speedup"] is None)
         if reach > 1e-6:
-            assert row["speedup"] == pytest.approx((480 / reach) ** (1 / 0.45) / row["tokens"], rel=1e-6)
+            needed = (480 / reach) ** (1 / 0.45)
+            assert row["speedup"] == pytest.approx(needed / row["tokens"], rel=1e-6)
+            assert (row["note"] == "beyond the base's runs") == (needed > budgets[-1])
+    assert {row["note"] for row in curve} == {"", "beyond the base's runs", "beyond reach"}
     assert 0 < sum(row["speedup"] is None for row in curve) < len(curve)
     assert any(text.startswith("beyond reach of synthetic") and "natural" in text for text in texts_of(ax))
     assert of_kind(ax, "fit", "mix67") == [] and of_kind(ax, "measured", "mix67"), "no law, but runs"

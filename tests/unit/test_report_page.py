@@ -244,7 +244,7 @@ def test_identifiable_fits_are_shown_with_intervals_and_others_as_words(tmp_path
     page = page_of(tmp_path, rows_of(), unidentifiable=("synthetic", "mix67"))
     E = 2.4 + 0.2 * 0.33
     assert f"{E:.3f} ({0.99 * E:.3f} to {1.02 * E:.3f})" in page.prose
-    assert "not identifiable: E sits on its bound 0. The condition number is 3.1e+12." in page.prose
+    assert "not identifiable: E sits on its bound 0; the condition number is 3.1e+12" in page.prose
     assert "is identified for “natural” and “mix33”, not for “mix67” and “synthetic”" in page.prose
     for ratio in (0.67, 1.0):
         E = 2.4 + 0.2 * ratio
@@ -258,7 +258,7 @@ def test_when_nothing_is_identifiable_no_parameter_is_printed_anywhere(tmp_path)
     assert "could not be identified for any mixture" in page.prose
     assert "No law of loss against tokens at one model size can be identified (12 tried)." in page.prose
     assert "No law of loss against model size at one budget can be identified (16 tried)." in page.prose
-    assert page.prose.count("E sits on its bound 0.") >= 4
+    assert page.prose.count("E sits on its bound 0;") >= 4
     fits = page.prose[page.prose.rindex("Every fit, with") : page.prose.rindex("All runs")]
     assert not re.search(r"\d\.\d+ \(", fits) and "90.0" not in fits and "0.42" not in fits
     drawn = "".join(text for inside, text in page.texts if inside)
@@ -324,6 +324,8 @@ def test_table_cells_by_kind():
     shown = block_html(table, {})
     assert '<td class="n">1,234,567</td><td class="n"><b>0.1235</b></td><td>a&lt;b</td>' in shown
     assert '<td class="n">5</td><td class="n">–</td><td>–</td>' in shown
+    texts = block_html(Table(["a", "b"], [["−0.5 %", "nano-1"], ["1,200", "2"]]), {})
+    assert '<td class="n">−0.5 %</td><td>nano-1</td>' in texts and '<td class="n">1,200</td><td>2</td>' in texts
     assert block_html(Bullets(["a & b"], lead="L"), {}) == '<p class="lead">L</p><ul><li>a &amp; b</li></ul>'
     cut = block_html(Sample("x" * 50 + "\r\n", most=10), {})
     assert "[... 42 more characters]" in cut and "x" * 11 not in cut
