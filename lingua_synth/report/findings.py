@@ -224,10 +224,14 @@ def fit_findings(runs: Runs, fits: StudyFits | None) -> list[str]:
 
 def _lowest_E(intervals: Mapping[str, tuple[float, float, float]], unit: str) -> str:
     lowest = min(intervals, key=lambda m: intervals[m][0])
-    stated = f"{words.with_interval(*intervals[lowest])} {unit}, {percent(LEVEL)} interval in brackets"
+    stated = f"{words.with_interval(*intervals[lowest])} {unit}"
+    if math.isnan(intervals[lowest][1]):
+        stated += "; without intervals this table does not tell whether other mixtures differ"
+        return f"The lowest irreducible loss E is estimated for {quoted(lowest)}: {stated}."
+    stated += f", {percent(LEVEL)} interval in brackets"
     if len(intervals) == 1:
         return f"The irreducible loss E of {quoted(lowest)} is {stated}."
-    # Without intervals (NaN) nothing is separated: the comparison is false.
+    # A mixture without an interval (NaN) is not separated either: the comparison is false.
     tied = [m for m in intervals if m != lowest and not intervals[m][1] > intervals[lowest][2]]
     apart = (
         f"its interval overlaps with {joined(quoted(m) for m in tied)}, so the table does not separate them"

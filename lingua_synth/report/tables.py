@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lingua_synth.report import words
-from lingua_synth.report.blocks import Block, Section, Table
+from lingua_synth.report.blocks import Block, Bullets, Section, Table
 from lingua_synth.report.cells import Cell
 from lingua_synth.report.laws import estimate, reasons
 
@@ -62,16 +62,20 @@ def fits_section(runs: Runs, fits: StudyFits | None) -> Section:
 
 def _fit_table(
     caption: str, keys: Sequence[str], names: Sequence[str], entries: Sequence[tuple[tuple[str, ...], MixtureFit]]
-) -> Table:
+) -> Block:
     if not any(entry.identifiable for _, entry in entries):
-        rows = [[*key, entry.fit.num_points if entry.fit else None, reasons(entry)] for key, entry in entries]
-        return Table([*keys, "runs", "why not"], rows, caption=f"{caption}: not identifiable, in none of its fits.")
-    rows = []
+        # A table would repeat the same reasons row by row.
+        by_reason: dict[str, list[str]] = {}
+        for key, entry in entries:
+            by_reason.setdefault(reasons(entry), []).append(" ".join([words.quoted(key[0]), *key[1:]]))
+        items = [f"{words.joined(places)}: {why}." for why, places in by_reason.items()]
+        return Bullets(items, lead=f"{caption}: not identifiable ({words.plural(len(entries), 'fit')})")
+    rows: list[list[Any]] = []
     for key, entry in entries:
         if entry.identifiable and entry.fit is not None:
             values = [words.with_interval(*estimate(entry, name)) for name in names]
             spread = f"{words.number(100 * entry.fit.rms_residual, 2)}{words.THIN}%"
-            rows.append([*key, *values, entry.fit.num_points, spread, " ".join(entry.fit.warnings) or "identifiable"])
+            rows.append([*key, *values, entry.fit.num_points, spread, "; ".join(entry.fit.warnings) or "identifiable"])
         else:
             num = entry.fit.num_points if entry.fit is not None else None
             remark = "not identifiable: " + reasons(entry)

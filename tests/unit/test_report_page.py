@@ -253,12 +253,26 @@ def test_identifiable_fits_are_shown_with_intervals_and_others_as_words(tmp_path
     assert "its interval overlaps with “mix33”, so the table does not separate them" in page.prose
 
 
+def test_without_intervals_none_is_claimed(tmp_path):
+    runs = load(tmp_path, rows_of(sizes={"nano-1": 115_000}))
+    fits = planted_fits(runs)
+    for entry in [
+        *fits.joint.values(),
+        *(e for by in (fits.data, fits.model) for d in by.values() for e in d.values()),
+    ]:
+        entry.bootstrap = None
+    page = Page(write_report(tmp_path / "out", runs, fits, title="t"))
+    assert "“natural”: 2.4 (no interval) nats per token; without intervals this table does not tell" in page.prose
+    assert "overlaps with" not in page.prose
+
+
 def test_when_nothing_is_identifiable_no_parameter_is_printed_anywhere(tmp_path):
     page = page_of(tmp_path, rows_of(), unidentifiable=("natural", "mix33", "mix67", "synthetic"))
     assert "could not be identified for any mixture" in page.prose
     assert "No law of loss against tokens at one model size can be identified (12 tried)." in page.prose
     assert "No law of loss against model size at one budget can be identified (16 tried)." in page.prose
-    assert page.prose.count("E sits on its bound 0;") >= 4
+    assert page.prose.count("E sits on its bound 0; the condition number") == 3, "once for each kind of law"
+    assert "“natural”, “mix33”, “mix67” and “synthetic”: E sits on its bound 0" in page.prose
     fits = page.prose[page.prose.rindex("Every fit, with") : page.prose.rindex("All runs")]
     assert not re.search(r"\d\.\d+ \(", fits) and "90.0" not in fits and "0.42" not in fits
     drawn = "".join(text for inside, text in page.texts if inside)
