@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union
 
-from lingua_synth.files import atomic_file, sha256_json, what_is_there
+from lingua_synth.files import atomic_file, what_is_there
 
 T = TypeVar("T")
 
@@ -90,11 +90,6 @@ def dump_args(args: Any, path: str | Path) -> None:
 
     with atomic_file(path) as file:
         yaml.safe_dump(to_dict(args), file, sort_keys=False, allow_unicode=True)
-
-
-def args_sha256(args: Any) -> str:
-    """Identity of a configuration: SHA-256 over all of its values."""
-    return sha256_json(to_dict(args))
 
 
 def _read_yaml(file: str) -> Any:

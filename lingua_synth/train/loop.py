@@ -28,9 +28,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lingua_synth.config import args_sha256, to_dict
+from lingua_synth.config import to_dict
 from lingua_synth.evaluate import DomainSums, evaluate_domains, summarize
-from lingua_synth.files import folder_lock, read_json, write_json
+from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import Mixture, MixtureLoader, parse_ratio
 from lingua_synth.model.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token
@@ -54,6 +54,7 @@ class _Run:
     """What the steps of one run share; `step` is the number of optimizer steps taken."""
 
     args: TrainArgs
+    identity_sha256: str
     ranks: Ranks
     loader: MixtureLoader
     model: Transformer
@@ -98,10 +99,11 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
-            claim_folder(Path(args.dump_dir), args, run_identity(args, sources, domains, ranks.size), ranks)
+            identity = run_identity(args, sources, domains, ranks.size)
+            claim_folder(Path(args.dump_dir), args, identity, ranks)
             if (Path(args.dump_dir) / RESULT).is_file():
                 return read_json(Path(args.dump_dir) / RESULT)
-            run = _prepare(args, sources, domains, ranks)
+            run = _prepare(args, sources, domains, ranks, sha256_json(identity))
             try:
                 _take_steps(run, progress)
                 return _finish(run)
@@ -113,7 +115,11 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
 
 
 def _prepare(
-    args: TrainArgs, sources: Mapping[str, TokenSource], domains: Mapping[str, TokenSource], ranks: Ranks
+    args: TrainArgs,
+    sources: Mapping[str, TokenSource],
+    domains: Mapping[str, TokenSource],
+    ranks: Ranks,
+    identity_sha256: str,
 ) -> _Run:
     """Build everything, and bring it to where the newest checkpoint stood."""
     global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
@@ -162,6 +168,7 @@ def _prepare(
     )
     return _Run(
         args=args,
+        identity_sha256=identity_sha256,
         ranks=ranks,
         loader=loader,
         model=model,
@@ -388,5 +395,5 @@ def _result_row(run: _Run, sums: Mapping[str, DomainSums]) -> dict[str, Any]:
         "flops": num_tokens * flops_per_token(args.model, args.data.seq_len),
         "gpu_hours": run.ranks.size * run.elapsed_s / 3600 if run.ranks.device.type == "cuda" else 0.0,
         "wall_s": run.elapsed_s,
-        "config_sha256": args_sha256(args),
+        "config_sha256": run.identity_sha256,
     }

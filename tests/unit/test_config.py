@@ -52,8 +52,6 @@ def test_a_dumped_config_reads_back_equal(tmp_path):
     config.dump_args(args, tmp_path / "c.yaml")
     again = config.parse_args(OuterArgs, [f"config={tmp_path / 'c.yaml'}"])
     assert again == args
-    assert config.args_sha256(again) == config.args_sha256(args)
-    assert config.args_sha256(OuterArgs(steps=11)) != config.args_sha256(OuterArgs())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""The whole flow, small: every stage real, killed half way, resumed, and equal to an uninterrupted one."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import make_documents
+
+from lingua_synth.documents import write_documents
+from lingua_synth.files import read_json
+
+WORDS = ["sizes=[nano-27k]", "budgets=[8192,16384]", "vocab_size=300", "bootstraps=20"]
+# What depends on the clock or the folder, not on the run.
+CLOCK = {"wall_s", "gpu_hours"}
+
+
+def command(out, documents, *words):
+    return [sys.executable, "-m", "lingua_synth", "quickstart", f"out={out}", f"documents={documents}", *WORDS, *words]
+
+
+def run(out, documents, *words):
+    return subprocess.run(command(out, documents, *words), capture_output=True, text=True, timeout=300)
+
+
+def rows(out):
+    with open(out / "runs.csv", newline="") as file:
+        return {row["run_id"]: {k: v for k, v in row.items() if k not in CLOCK} for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("documents") / "mine.jsonl"
+    write_documents(path, make_documents(7, 900, words=(40, 120)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(documents, tmp_path_factory):
+    out = tmp_path_factory.mktemp("quickstart") / "whole"
+    result = run(out, documents)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+def test_every_stage_leaves_its_result(finished):
+    table = rows(finished)
+    assert len(table) == 8  # one size, two budgets, four mixtures
+    for row in table.values():
+        assert all(value != "" for value in row.values()), row
+        assert 0 < float(row["loss_macro"]) < 6
+    third = table["synthetic-33-nano-27k-d16384-s42"]
+    assert (int(third["tokens_natural"]), int(third["tokens_synthetic"])) == (85 * 128, 43 * 128)  # 128 sequences
+    summary = read_json(finished / "synthetic" / "manifest.json")
+    assert summary["generator" if "generator" in summary else "engine"]
+    page = (finished / "report.html").read_text()
+    assert "<script" not in page and "Figure 1" in page
+    assert re.search(r"natural-nano-27k-d16384-s42", page), "the page names the generator"
+    assert "poor" in page, "the page says how weak the generator is"
+    for name in ("fits.json", "finished.json", "stages.json"):
+        assert read_json(finished / name)
+    assert list((finished / "figures").glob("*.csv"))
+
+
+@pytest.mark.slow
+def test_a_second_call_returns_at_once_and_other_settings_are_refused(finished, documents):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    start = time.perf_counter()
+    result = run(finished, documents)
+    assert result.returncode == 0 and "finished already" in result.stdout
+    assert time.perf_counter() - start < 5
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    result = run(finished, documents, "lr=0.1")
+    assert result.returncode == 2
+    assert "holds a quickstart with other settings (lr: 0.004 there, 0.1 now)" in result.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_any_stage_it_ends_with_the_same_table(finished, documents, tmp_path):
+    out = tmp_path / "killed"
+    # One kill in each of: the natural runs, generation or what follows it, the mixed runs.
+    for sign in ("runs/*/checkpoints/*", "synthetic/run.json", "runs/synthetic-*/checkpoints/*"):
+        process = subprocess.Popen(
+            command(out, documents), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        deadline = time.monotonic() + 200
+        while not list(out.glob(sign)) and process.poll() is None:
+            assert time.monotonic() < deadline, f"{sign} did not appear"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "finished.json").exists()
+        wait_for_workers_to_end(process.pid)
+    result = run(out, documents)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert rows(out) == rows(finished)
+
+
+def wait_for_workers_to_end(session):
+    """Workers notice within a second that their launcher is gone."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        alive = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.getsid(int(pid)) == session:
+                    alive.append(pid)
+            except ProcessLookupError:
+                continue
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes {alive} outlived their launcher")
+
+
+@pytest.mark.slow
+def test_too_little_text_is_said_before_anything_is_trained(documents, tmp_path):
+    result = run(tmp_path / "q", documents, "budgets=[8192,2097152]")
+    assert result.returncode == 2
+    assert re.search(
+        r"the largest budget is 2,097,152 tokens, but the natural documents make [\d,]+ once", result.stderr
+    )
+    assert "use budgets=[8192]" in result.stderr
+    assert not (tmp_path / "q" / "runs").exists()
+    result = run(tmp_path / "r", tmp_path / "gone.jsonl")
+    assert result.returncode == 2 and "gone.jsonl" in result.stderr and "Traceback" not in result.stderr
