@@ -68,7 +68,13 @@ class Reference:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 10**4), min_size=1, max_size=30).filter(any), st.sampled_from(FAR))
+@given(
+    # Small weights as well: they meet the ties of the rounding.
+    st.one_of(
+        st.lists(st.integers(0, 6), min_size=1, max_size=6), st.lists(st.integers(0, 10**4), min_size=1, max_size=30)
+    ).filter(any),
+    st.sampled_from(FAR),
+)
 def test_equals_the_definition(weights, start):
     schedule = schedule_of(weights)
     names = schedule.mixture.names
@@ -144,6 +150,31 @@ def test_no_drift():
     counts = Schedule(ratios).counts(10**12 + 1)
     for count, ratio in zip(counts.tolist(), ratios.values(), strict=True):
         assert abs(count - Fraction(ratio) * (10**12 + 1)) < ANY
+
+
+def test_two_sources_share_ties_as_the_plan_does():
+    for a in range(1, 8):
+        for b in range(1, 8):
+            for names in ("xy", "yx"):
+                ratios = dict(zip(names, (Fraction(a, a + b), Fraction(b, a + b)), strict=True))
+                counts = Schedule(ratios).counts(np.arange(2 * (a + b)))
+                assert counts.tolist() == [list(plan_sequences(k, ratios).values()) for k in range(2 * (a + b))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 2**40), min_size=2, max_size=6),
+    st.integers(0, MAX_POSITION - 10),
+)
+def test_the_array_path_agrees_with_python_s_integers_where_products_overflow(weights, start):
+    """Denominators of 30 to 43 bits: products of 60 to 86, on both sides of the limit of int64."""
+    schedule = schedule_of(weights)
+    counts = schedule.counts(np.arange(start, start + 9))
+    source, j = schedule.locate(np.arange(start, start + 8))
+    for step in range(8):
+        served = np.flatnonzero(counts[step + 1] - counts[step])
+        assert served.tolist() == [source[step]]
+        assert counts[step][source[step]] == j[step]
 
 
 def test_integers_beyond_64_bits_are_exact():
