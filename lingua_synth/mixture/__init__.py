@@ -11,6 +11,7 @@ from lingua_synth.mixture.order import GlobalOrder
 from lingua_synth.mixture.plan import MixturePlan, SourcePlan, plan_report
 from lingua_synth.mixture.ratios import Mixture, parse_ratio, plan_sequences
 from lingua_synth.mixture.schedule import Schedule
+from lingua_synth.mixture.strict import StrictSchedule, build_schedule
 
 __all__ = [
     "Batch",
@@ -22,6 +23,8 @@ __all__ = [
     "SourceAccount",
     "SourceArgs",
     "SourcePlan",
+    "StrictSchedule",
+    "build_schedule",
     "parse_ratio",
     "plan_report",
     "plan_sequences",

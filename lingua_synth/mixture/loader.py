@@ -10,7 +10,7 @@ ranks and any micro-batch; a run saved on 8 ranks goes on on 2, and the state is
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,8 +21,10 @@ import numpy.typing as npt
 from lingua_synth.files import sha256_json
 from lingua_synth.mixture.order import GlobalOrder
 from lingua_synth.mixture.plan import TokenSourceLike, count_windows, plan_report, validate_names
+from lingua_synth.mixture.prefetch import Prefetcher
 from lingua_synth.mixture.ratios import Mixture, Ratio, validate_count
-from lingua_synth.mixture.schedule import MAX_POSITION, Schedule
+from lingua_synth.mixture.schedule import MAX_POSITION
+from lingua_synth.mixture.strict import build_schedule
 
 STATE_VERSION = 1
 # Sequences located in one sweep: numpy's overhead per call is spread over them, at under a millisecond a sweep.
@@ -74,9 +76,11 @@ class MixtureLoader:
     num_sequences: length of the stream over all ranks, a multiple of `global_batch_size`, checked against `max_epochs`
     here; the iterator stops after it. Without it, the iterator raises ValueError where a source is used up.
     seed: of the order of windows and slots.
+    schedule: "tree" (`Schedule`, the default) or "strict" (`StrictSchedule`, a tighter bound).
+    prefetch: batches that a thread reads ahead; 0 reads where it is asked. It changes neither stream nor state.
 
     Promises: the counts of every source are those of `Schedule`, at every global batch; in each epoch of a source
-    every window is read exactly once; the stream is a pure function of sources, ratios, seq_len and seed.
+    every window is read exactly once; the stream is a pure function of sources, ratios, seq_len, seed and schedule.
     Raises ValueError for bad sizes, sources that are not the mixture's, two tokenizers, and over-asked sources.
     """
 
@@ -92,6 +96,8 @@ class MixtureLoader:
         seed: int = 0,
         num_sequences: int | None = None,
         slot_permutation: bool = True,
+        schedule: str = "tree",
+        prefetch: int = 0,
     ) -> None:
         self.seq_len = validate_count("seq_len", seq_len, at_least=1)
         self.batch_size = validate_count("batch_size", batch_size, at_least=1)
@@ -109,11 +115,10 @@ class MixtureLoader:
                 f"{self.batch_size:,} x {self.dp_size:,} = {per_call:,}; {_nearest(self.global_batch_size, per_call)}"
             )
         self.seed = _validate_seed(seed)
-        self.slot_permutation = slot_permutation
         self.mixture = mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
         validate_names(sources, mixture)
         _refuse_other_tokenizer({name: sources[name] for name in mixture.names})
-        self.schedule = Schedule(mixture)
+        self.schedule = build_schedule(mixture, schedule)
         self.num_windows = {name: count_windows(sources[name].num_tokens, self.seq_len) for name in mixture.names}
         """Sequences of one pass over each source."""
         self.num_sequences = None if num_sequences is None else validate_count("num_sequences", num_sequences)
@@ -121,9 +126,19 @@ class MixtureLoader:
         asked = self.global_batch_size if self.num_sequences is None else self.num_sequences
         plan = plan_report(sources, mixture, asked, self.seq_len, schedule=self.schedule)
         self._runs_out_at = plan.max_num_sequences
-        self._order = GlobalOrder(self.schedule, self.num_windows, self.seed)
-        self._windows = [sources[name].window for name in mixture.names]
-        self.fingerprint = self._fingerprint(sources)
+        self._prefetch = validate_count("prefetch", prefetch)
+        self._reader = _Reader(
+            order=GlobalOrder(self.schedule, self.num_windows, self.seed),
+            windows=[sources[name].window for name in mixture.names],
+            seq_len=self.seq_len,
+            batch_size=self.batch_size,
+            global_batch_size=self.global_batch_size,
+            first_slot=self.dp_rank * self.global_batch_size // self.dp_size,
+            num_slots=self.global_batch_size // self.dp_size,
+            slot_permutation=slot_permutation,
+            end=self._runs_out_at if self.num_sequences is None else self.num_sequences,
+        )
+        self.fingerprint = self._fingerprint(sources, schedule)
         """What the stream is a function of, in parts that can be named: what `load_state_dict` compares."""
         self._position, self._micro_batch = 0, 0
         self._batches: Iterator[Batch] = iter(())
@@ -174,26 +189,9 @@ class MixtureLoader:
                 f"{_nearest(left, self.global_batch_size)} remain"
             )
         self._position, self._micro_batch = position, 0
-        self._batches = self._read_from(position)
-
-    def _read_from(self, position: int) -> Iterator[Batch]:
-        per_rank = self.global_batch_size // self.dp_size
-        end = self._runs_out_at if self.num_sequences is None else self.num_sequences
-        while position + self.global_batch_size <= end:
-            num_batches = min(max(1, SEQUENCES_AHEAD // per_rank), (end - position) // self.global_batch_size)
-            positions = self._order.slots(
-                position, num_batches, self.global_batch_size, self.dp_rank * per_rank, per_rank, self.slot_permutation
-            ).ravel()
-            source, _, window = self._order.locate(positions)
-            starts = (window * self.seq_len).tolist()
-            which = source.tolist()
-            for first in range(0, len(starts), self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                block = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int32)
-                for row, (i, start) in enumerate(zip(which[rows], starts[rows], strict=True)):
-                    block[row] = self._windows[i](start, self.seq_len + 1)
-                yield Batch(block, source[rows].copy(), positions[rows].copy())
-            position += num_batches * self.global_batch_size
+        self._batches = self._reader.batches(position)
+        if self._prefetch:
+            self._batches = Prefetcher(self._batches, self._prefetch)
 
     # --- state ---
 
@@ -215,8 +213,8 @@ class MixtureLoader:
 
         `dp_size`, `batch_size`, `global_batch_size`, `max_epochs`, `num_sequences` and `slot_permutation` may differ:
         the order of positions is not theirs (another global_batch_size cuts the same order into other batches).
-        Raises ValueError for another version and for sources, ratios, seq_len or a seed that differ, by name. Names in
-        `ignore` are let pass: then the loader goes on at that position as though it had always had its present
+        Raises ValueError for another version and, by name, for sources, ratios, seq_len, seed or schedule that differ.
+        Names in `ignore` are let pass: then the loader goes on at that position as though it had always had its present
         settings, so windows may come again before their epoch is over, and `accounting` speaks of the present ratios.
         """
         if not isinstance(state, Mapping) or set(state) != {"version", "fingerprint", "position"}:
@@ -245,12 +243,12 @@ class MixtureLoader:
             )
         self._go_to(position)
 
-    def _fingerprint(self, sources: Mapping[str, TokenSourceLike]) -> dict[str, str | int]:
+    def _fingerprint(self, sources: Mapping[str, TokenSourceLike], schedule: str) -> dict[str, str | int]:
         """Parts by name. Sources of ratio 0 have no part in the stream, nor has the order of the names."""
         read = sorted(name for name, ratio in self.mixture.ratios.items() if ratio)
         shards = {name: str(sources[name].fingerprint)[:16] for name in read}
         ratios = {name: str(self.mixture.ratios[name]) for name in read}
-        parts: dict[str, str | int] = {"seq_len": self.seq_len, "seed": self.seed}
+        parts: dict[str, str | int] = {"schedule": schedule, "seq_len": self.seq_len, "seed": self.seed}
         if len(read) > SOURCES_BY_NAME:
             full = {name: str(sources[name].fingerprint) for name in read}
             return parts | {"sources": sha256_json(full)[:16], "ratios": sha256_json(ratios)[:16]}
@@ -270,6 +268,42 @@ class MixtureLoader:
             name: SourceAccount(count, count * self.seq_len, Fraction(count, self.num_windows[name] or 1))
             for name, count in zip(self.mixture.names, counts, strict=True)
         }
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What makes batches of positions; knows nothing of where the loader stands, so a thread may run ahead with it."""
+
+    order: GlobalOrder
+    windows: Sequence[Callable[[int, int], npt.NDArray[Any]]]
+    """`window(start, length)` of each source, by index."""
+    seq_len: int
+    batch_size: int
+    global_batch_size: int
+    first_slot: int
+    """This rank's slots of every global batch: the first of them, and how many."""
+    num_slots: int
+    slot_permutation: bool
+    end: int
+    """Position that no global batch may exceed."""
+
+    def batches(self, position: int) -> Iterator[Batch]:
+        """This rank's micro-batches from the global batch at `position` on."""
+        while (num_left := (self.end - position) // self.global_batch_size) > 0:
+            num_batches = min(max(1, SEQUENCES_AHEAD // self.num_slots), num_left)
+            positions = self.order.slots(
+                position, num_batches, self.global_batch_size, self.first_slot, self.num_slots, self.slot_permutation
+            ).ravel()
+            source, _, window = self.order.locate(positions)
+            starts = (window * self.seq_len).tolist()
+            which = source.tolist()
+            for first in range(0, len(starts), self.batch_size):
+                rows = slice(first, first + self.batch_size)
+                block = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int32)
+                for row, (i, start) in enumerate(zip(which[rows], starts[rows], strict=True)):
+                    block[row] = self.windows[i](start, self.seq_len + 1)
+                yield Batch(block, source[rows].copy(), positions[rows].copy())
+            position += num_batches * self.global_batch_size
 
 
 def _nearest(count: int, step: int) -> str:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from lingua_synth.mixture.permutation import key_of, permute
 from lingua_synth.mixture.schedule import Schedule
+from lingua_synth.mixture.strict import StrictSchedule
 
 Integers = npt.NDArray[np.int64]
 
@@ -27,7 +28,7 @@ class GlobalOrder:
     needs at least one. In every epoch each window of a source comes exactly once, in a new order.
     """
 
-    def __init__(self, schedule: Schedule, num_windows: Mapping[str, int], seed: int) -> None:
+    def __init__(self, schedule: Schedule | StrictSchedule, num_windows: Mapping[str, int], seed: int) -> None:
         names = schedule.mixture.names
         self.schedule = schedule
         self.seed = seed

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lingua_synth.mixture.ratios import Mixture, validate_count
 from lingua_synth.mixture.schedule import Schedule
+from lingua_synth.mixture.strict import StrictSchedule
 
 
 class TokenSourceLike(Protocol):
@@ -179,7 +180,7 @@ def plan_report(
     num_sequences: int,
     seq_len: int,
     *,
-    schedule: Schedule | None = None,
+    schedule: Schedule | StrictSchedule | None = None,
     validate: bool = True,
 ) -> MixturePlan:
     """Asked, available and planned per source, the passes, and the position at which each source runs out.
