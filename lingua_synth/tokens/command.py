@@ -12,22 +12,13 @@ from pathlib import Path
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
+from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.shards import read_manifest, tokenize
 from lingua_synth.tokens.source import verify_shards
 from lingua_synth.tokens.tokenizer import build_tokenizer
 
 PROG = "lingua-synth tokenize"
 ACTIONS = ("run", "verify")
-
-
-@dataclass
-class TokenizerArgs:
-    """A vocabulary, by Meta Lingua's names."""
-
-    name: str = "bytes"
-    """bytes, sp (a SentencePiece model file) or tiktoken (a rank file, as Llama 3's tokenizer.model)."""
-    path: str | None = None
-    """File of the vocabulary; none for bytes."""
 
 
 @dataclass

@@ -12,16 +12,7 @@ from dataclasses import dataclass, field
 from lingua_synth.mixture.args import SourceArgs
 from lingua_synth.model.args import ModelArgs, validate_model_args
 from lingua_synth.model.presets import preset
-
-
-@dataclass
-class TokenizerArgs:
-    """Which tokenizer the shards were made with."""
-
-    name: str = ""
-    """bytes, sp or tiktoken, as in Lingua; empty: the one named in the shards' manifest."""
-    path: str | None = None
-    """The tokenizer's file for sp and tiktoken."""
+from lingua_synth.tokens.args import TokenizerArgs
 
 
 @dataclass
@@ -34,8 +25,8 @@ class DataArgs:
     """Sequences per rank and micro-batch."""
     seed: int = 42
     """Seed of the data order."""
-    tokenizer: TokenizerArgs = field(default_factory=TokenizerArgs)
-    """Tokenizer; every shard must carry the same vocabulary."""
+    tokenizer: TokenizerArgs = field(default_factory=lambda: TokenizerArgs(name=""))
+    """The one vocabulary of all shards. An empty name takes the one their manifest names."""
 
 
 @dataclass

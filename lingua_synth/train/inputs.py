@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
-from lingua_synth.train.args import TokenizerArgs, TrainArgs
+from lingua_synth.tokens.args import TokenizerArgs
+from lingua_synth.train.args import TrainArgs
 from lingua_synth.train.distributed import Ranks
 
 
