@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lingua_synth.mixture import Mixture, Schedule, plan_sequences
@@ -166,6 +166,8 @@ def test_two_sources_share_ties_as_the_plan_does():
     st.lists(st.integers(2**31, 2**36), min_size=2, max_size=6),
     st.integers(0, MAX_POSITION - 10),
 )
+@example([2**34 + 1, 2**35 - 1], MAX_POSITION - 10)
+@example([2**34 + 1, 2**35 - 1], 10**9)
 def test_the_array_path_agrees_with_python_s_integers_where_products_overflow(weights, start):
     """Denominators of up to 39 bits make products of up to 77: on both sides of the limit of int64."""
     schedule = schedule_of(weights)

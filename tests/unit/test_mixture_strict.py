@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lingua_synth.mixture import Mixture, MixtureLoader, StrictSchedule, build_schedule, plan_report
@@ -32,6 +32,8 @@ def assert_within_bound(weights, length):
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=30).filter(any))
+@example([0, 3, 0, 2])
+@example([1])
 def test_every_prefix_is_within_the_bound(weights):
     assert_within_bound(weights, 600)
 
