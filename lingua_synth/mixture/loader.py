@@ -27,7 +27,7 @@ from lingua_synth.mixture.schedule import MAX_POSITION
 from lingua_synth.mixture.strict import build_schedule
 
 STATE_VERSION = 1
-# Sequences located in one sweep: numpy's overhead per call is spread over them, at under a millisecond a sweep.
+# Sequences located in one sweep: numpy's overhead per call is spread over them; a sweep takes about 2 ms.
 SEQUENCES_AHEAD = 1024
 # Sources whose shards and ratio the state names one by one; of more it keeps one hash, to stay small.
 SOURCES_BY_NAME = 16

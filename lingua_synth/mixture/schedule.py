@@ -15,7 +15,7 @@ rounding gives |c_v - (w_v / w_u) c_u| <= 1/2. Going down to leaf i, the error m
 For two sources that is 1/2. For any number: Huffman merges the two lightest nodes, so a node's uncle weighs at least
 what the node does, hence w_grandparent >= w_parent + w_node, and the terms, from the leaf upwards, are at most
 1, 1, 1/2, 1/3, 1/5, 1/8, ...: the reciprocals of the Fibonacci numbers, whose sum is 3.35988... (R. Andre-Jeannin
-1989 on its irrationality). Half of it, 1.67995, bounds every source, every prefix, any number of sources.
+1989 on its irrationality). Half of it, 1.67994..., bounds every source, every prefix, any number of sources.
 """
 
 from __future__ import annotations
