@@ -112,8 +112,10 @@ def _read_dotlist(words: Sequence[str]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    # `key=` is the empty text, not YAML's null: `key=null` says that.
+    words = [f'{word}""' if word.endswith("=") else word for word in words]
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(words)), resolve=True)
+        return OmegaConf.to_container(OmegaConf.from_dotlist(words), resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"cannot read {' '.join(words)!r} as key=value words: {error}") from None
 

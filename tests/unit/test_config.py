@@ -44,6 +44,8 @@ def test_later_layers_win(tmp_path):
     args = config.parse_args(OuterArgs, [f"config={file}", "inner.rate=1e-3", "items.b.path=y"])
     assert args == OuterArgs(20, InnerArgs(0.001), {"a": ItemArgs("x"), "b": ItemArgs("y")})
     assert config.parse_args(OuterArgs, []) == OuterArgs()
+    assert config.parse_args(OuterArgs, ["label=", "items.a.path="]) == OuterArgs(label="", items={"a": ItemArgs("")})
+    assert config.parse_args(OuterArgs, ["label=null"]).label is None
 
 
 def test_a_dumped_config_reads_back_equal(tmp_path):

@@ -1,0 +1,125 @@
+"""Grids planned, launched with failures, collected."""
+
+import pytest
+
+from lingua_synth.config import build_args
+from lingua_synth.files import read_json, write_json
+from lingua_synth.scaling import load_runs, write_runs
+from lingua_synth.study import StudyArgs, collect, launch, plan_study, study_status
+from lingua_synth.study.command import main
+
+
+@pytest.fixture
+def study(shards, tmp_path):
+    def build(*overrides):
+        base = {
+            "out": str(tmp_path / "study"),
+            "sizes": ["nano-27k"],
+            "budgets": [512, 1024],
+            "mixtures": {
+                "natural": {"ratios": {"natural": "1"}},
+                "third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}},
+            },
+            "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
+            "train": {
+                "data": {"seq_len": 32, "batch_size": 4},
+                "checkpoint": {"dump": {"every": 0}},
+                "synth": {
+                    "global_batch_tokens": 128,
+                    "warmup_ratio": 0.0,
+                    "device": "cpu",
+                    "evaluation": {"domains": {"near": shards["near"]}},
+                },
+            },
+        }
+        return build_args(StudyArgs, base, *overrides)
+
+    return build
+
+
+def test_the_same_yaml_gives_the_same_runs_cheapest_first(study):
+    runs = plan_study(study({"seeds": [1, 2]}))
+    assert [run.run_id for run in runs] == [
+        "natural-nano-27k-d512-s1",
+        "natural-nano-27k-d512-s2",
+        "natural-nano-27k-d1024-s1",
+        "natural-nano-27k-d1024-s2",
+        "third-nano-27k-d512-s1",
+        "third-nano-27k-d512-s2",
+        "third-nano-27k-d1024-s1",
+        "third-nano-27k-d1024-s2",
+    ]
+    assert [run.run_id for run in plan_study(study({"seeds": [1, 2]}))] == [run.run_id for run in runs]
+    third = runs[-1].args.synth.sources
+    assert {name: source.ratio for name, source in third.items()} == {"natural": "2/3", "synthetic": "1/3"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": []}, "the study's sizes are empty"),
+        ({"out": ""}, "out is not set"),
+        ({"sizes": ["nano-1k"]}, "no preset 'nano-1k'"),
+        ({"budgets": [1000]}, r"synth\.tokens 1,000 is not a whole number of optimizer steps of 128 tokens"),
+        ({"budgets": [512, 512]}, "names the run natural-nano-27k-d512-s42 twice"),
+        ({"mixtures": {"third": {"ratios": {"synthetic": "1/2"}}}}, "must sum to|sum to"),
+        ({"mixtures": {"x": {"ratios": {"web": "1"}}}}, "draws from 'web', which is no source of the study"),
+        ({"sources": {"natural": {"path": "gone"}}}, r"source 'natural': no file gone/manifest\.json"),
+        ({"budgets": [128 * 10_000]}, r"run natural-nano-27k-d1280000-s42: source 'natural' can give .* max_epochs"),
+        ({"train": {"optim": {"lrr": 1}}}, r"unknown key optim\.lrr in the study's train section; did you mean optim\.lr"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        plan_study(study(change))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(study, tmp_path):
+    runs = plan_study(study())
+    # The folder of one run holds another run, as if edited by hand.
+    broken = runs[1]
+    write_json(tmp_path / "study" / "runs" / broken.run_id / "identity.json", {"name": "something else"})
+    with pytest.raises(ValueError, match=rf"1 of 4 runs failed.*\n  {broken.run_id}: .*holds another run"):
+        launch(runs, num_workers=2, progress=False)
+    status = study_status(runs)
+    assert len(status["finished"]) == 3 and status["begun"] == [broken.run_id]
+    rows, unfinished = collect(run.args.dump_dir for run in runs)
+    assert len(rows) == 3 and unfinished == [broken.run_id]
+
+    (tmp_path / "study" / "runs" / broken.run_id / "identity.json").unlink()
+    before = {run.run_id: read_json(f"{run.args.dump_dir}/result.json") for run in runs if run.is_finished}
+    launch(runs, num_workers=2, progress=False)
+    assert all(run.is_finished for run in runs)
+    assert before == {name: read_json(tmp_path / "study" / "runs" / name / "result.json") for name in before}
+
+    rows, unfinished = collect(run.args.dump_dir for run in runs)
+    assert not unfinished
+    write_runs(rows, tmp_path / "runs.csv")
+    table = load_runs(tmp_path / "runs.csv")
+    assert len(table) == 4 and table.mixtures == ["natural", "third"]
+    assert list(table["ratio_synthetic"]) == [0, 0, 1 / 3, 1 / 3]
+    assert list(table["tokens_synthetic"]) == [0, 0, 5 * 32, 11 * 32]  # of 16 and 32 sequences
+
+
+def test_tables_that_would_lie_are_refused(tmp_path):
+    def run(name, **row):
+        write_json(tmp_path / name / "result.json", {"run_id": "a", "mixture": "m", "loss_macro": 1.0} | row)
+        return tmp_path / name
+
+    with pytest.raises(ValueError, match="run a is in .*one and in .*two"):
+        collect([run("one"), run("two")])
+    with pytest.raises(ValueError, match=r"runs a and b were evaluated on different domains .*loss_x.*loss_y"):
+        collect([run("one", loss_x=1.0), run("two", run_id="b", loss_y=1.0)])
+
+
+def test_the_verb_says_what_is_there(study, tmp_path, capsys):
+    from lingua_synth.config import dump_args
+
+    dump_args(study(), tmp_path / "study.yaml")
+    assert main(["plan", f"config={tmp_path / 'study.yaml'}"]) == 0
+    assert "4 runs, 3,072 tokens" in capsys.readouterr().out
+    assert main(["status", f"config={tmp_path / 'study.yaml'}"]) == 0
+    assert "waiting       4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no run of the study in .* is finished yet"):
+        main(["collect", f"config={tmp_path / 'study.yaml'}"])
