@@ -64,8 +64,14 @@ def save_checkpoint(
         with _alone_without_warning():
             dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
+        free = shutil.disk_usage(temporary).free
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written: {error}") from None
+        # torch reports a full disk as a RuntimeError about positions in its archive; the free bytes tell which it was.
+        reasons = {f"{type(e).__name__}: {str(e).splitlines()[0]}" for e, _ in error.failures.values()}
+        raise OSError(
+            f"checkpoint {final} could not be written ({'; '.join(sorted(reasons))}) with {free:,} bytes free on its "
+            "disk; earlier checkpoints are whole: make room and run again"
+        ) from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -105,7 +105,8 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
                 return read_json(Path(args.dump_dir) / RESULT)
             run = _prepare(args, sources, domains, ranks, sha256_json(identity))
             try:
-                _take_steps(run, progress)
+                with _progress_bar(run, progress) as bar:
+                    _take_steps(run, bar)
                 return _finish(run)
             finally:
                 for file in (run.metrics, run.validation):
@@ -200,18 +201,21 @@ class _Window:
         return cls(torch.zeros(len(run.sources), 2, dtype=torch.float64, device=run.ranks.device), time.perf_counter())
 
 
-def _take_steps(run: _Run, progress: bool) -> None:
-    """From where the run stands to the last step of its budget."""
-    args, device = run.args, run.ranks.device
-    bar = tqdm(
-        total=args.steps * run.tokens_per_step,
+def _progress_bar(run: _Run, progress: bool) -> tqdm:
+    return tqdm(
+        total=run.args.steps * run.tokens_per_step,
         initial=run.step * run.tokens_per_step,
         unit="tok",
         unit_scale=True,
-        desc=args.name,
+        desc=run.args.name,
         disable=not (progress and run.ranks.is_main),
         dynamic_ncols=True,
     )
+
+
+def _take_steps(run: _Run, bar: tqdm) -> None:
+    """From where the run stands to the last step of its budget."""
+    args, device = run.args, run.ranks.device
     window = _Window.empty(run)
     run.model.train()
     while run.step < args.steps:
@@ -255,7 +259,6 @@ def _take_steps(run: _Run, progress: bool) -> None:
         if run.domains and run.step < args.steps and _is_due(run.step, args.synth.evaluation.every):
             _log_validation(run, _evaluate(run))
             window.started = time.perf_counter()
-    bar.close()
 
 
 def _no_sync(stepper: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
