@@ -82,15 +82,13 @@ class Law:
         theta = self.as_array(params)
         logs, shape = self.log_points(N, D)
         value = self._spread(theta, self.constant) + sum(self._term(theta, term, logs) for term in self.terms)
-        return np.broadcast_to(value, (*theta.shape[:-1], max(1, int(np.prod(shape))))).reshape(
-            theta.shape[:-1] + shape
-        )[()]
+        return value.reshape(theta.shape[:-1] + shape)[()]
 
     def gradient(self, params: Params, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
         """Derivatives of `predict` by every parameter, on a last axis of length p; exact, not by differences."""
         theta = self.as_array(params)
         logs, shape = self.log_points(N, D)
-        points = max(1, int(np.prod(shape)))
+        points = int(np.prod(shape))
         result = np.zeros((*theta.shape[:-1], points, len(self.parameters)))
         result[..., self.parameters.index(self.constant)] = 1.0
         for term in self.terms:

@@ -161,7 +161,8 @@ def fit_study(
     def entry(law: Law, rows: np.ndarray) -> MixtureFit:
         num, p = int(rows.sum()), len(law.parameters)
         if num < p:
-            return MixtureFit(refusal=f"{num} runs; {law.formula} has {p} parameters and takes at least {p + 1}")
+            counted = f"{num} run{'s' if num != 1 else ''}"
+            return MixtureFit(refusal=f"{counted}; {law.formula} has {p} parameters and takes at least {p + 1}")
         values = {name: array[rows] for name, array in (("N", N), ("D", D)) if name in law.variables}
         fitted = fit(law, **values, loss=loss[rows], n_definition=n_definition)
         if not (num_bootstraps and fitted.identifiable):

@@ -108,9 +108,11 @@ def bootstrap(
     draws for several fits make their differences paired. The seed and the runs determine the result, not the order of
     the runs.
 
-    A fit with objective "lad" is resampled with a Huber core of 1e-7, whose minimum is that close to it.
-    Raises ValueError for n < 2, labels of another number than runs, fewer than 2 groups, indices outside the runs, and
-    when fewer than half of the resamples have an answer: then the runs do not carry an interval.
+    Every resample ends in the minimum it reaches from the full fit; a resample with a second, lower one is rare (1 of
+    4,000 for the digitised points of Hoffmann et al.). A fit with objective "lad" is resampled with a Huber core of
+    1e-7, whose minimum is that close to it. Raises ValueError for n < 2, labels of another number than runs, fewer
+    than 2 groups, indices outside the runs, and when fewer than half of the resamples have an answer: then the runs do
+    not carry an interval.
     """
     num = fit.num_points
     points = fit._points()

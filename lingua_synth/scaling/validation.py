@@ -53,9 +53,9 @@ class Holdout:
     def __str__(self) -> str:
         note = "" if self.fit.identifiable else "; the fit is not identifiable: " + "; ".join(self.fit.reasons)
         return (
-            f"{self.fit.law.formula}: fitted to {self.fit.num_points} runs, error {100 * self.error:.3g} % "
-            f"on {self.num_test} held out (up to {self.extrapolation_factor:.3g} times beyond); same as the largest run: "
-            f"{100 * self.naive_error:.3g} %{note}"
+            f"{self.fit.law.formula}: fitted to {self.fit.num_points} runs, error {100 * self.error:.3g} % on "
+            f"{self.num_test} held out (up to {self.extrapolation_factor:.3g} times beyond); "
+            f"same as the largest run: {100 * self.naive_error:.3g} %{note}"
         )
 
 
