@@ -14,27 +14,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from lingua_synth.documents import Document, Rejects, read_documents
-from lingua_synth.documents.locations import PYTHON_CORPUS, are_same_files, describe_files, find_all_files
+from lingua_synth.documents import Document, Rejects
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.generate import store
 from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, Request, whole_characters
 from lingua_synth.generate.filters import judge
+from lingua_synth.generate.inputs import Documents, SeenIds, Source, find_source, inputs_sha256
 from lingua_synth.generate.recipe import Recipe, load_recipe
-
-Documents: TypeAlias = Iterable[Document] | str | Path | Sequence[str]
 
 REJECTS = "rejects.jsonl"
 DUPLICATE_ID = "duplicate_id"
@@ -127,15 +121,20 @@ def generate(
     `max_reject_rate` of the input's lines are no documents. OSError when the disk is full; whole shards stay valid.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    documents = str(documents) if isinstance(documents, Path) else documents
-    _validate(documents, recipe, engine, samples, max_output_tokens, shard_size, max_failure_rate)
+    _validate(recipe, engine, samples, max_output_tokens, shard_size, max_failure_rate)
     out_dir = Path(out_dir)
     start = time.perf_counter()
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"out is a folder, and {out_dir} is a file")
+    # Before the folder exists: documents or a model that are not there leave nothing behind.
+    source = find_source(documents)
+    if samples > 1 and source.is_once_only:
+        raise ValueError(
+            f"samples={samples} goes through the documents as often; give a list or a path, not an iterator"
+        )
+    identity = _identity(recipe, engine, seed, samples, shard_size)
     with folder_lock(out_dir, "generation"):
-        identity = _identity(documents, recipe, engine, seed, samples, shard_size)
-        run, shards = _claim(out_dir, identity, documents, max_output_tokens)
+        run, shards = _claim(out_dir, identity, source, max_output_tokens)
         settings = _Settings(recipe, engine, seed, samples, max_output_tokens, shard_size, max_failure_rate)
         resumed = sum(info["inputs"] for info in shards.values())
         manifest_path = out_dir / store.MANIFEST
@@ -143,14 +142,13 @@ def generate(
             manifest = read_json(manifest_path)
         else:
             with Rejects(out_dir / REJECTS, max_reject_rate) as rejects:
-                work = _Run(out_dir, documents, settings, run["created"], shards, rejects, progress)
+                work = _Run(out_dir, source, settings, run["created"], shards, rejects, progress)
                 manifest = {**_manifest(run, work.execute(), max_output_tokens), "lines_rejected": rejects.counts}
             write_json(manifest_path, manifest)
     return _summary(out_dir, manifest, time.perf_counter() - start, min(resumed, manifest["inputs"]))
 
 
 def _validate(
-    documents: Documents,
     recipe: Recipe,
     engine: Engine,
     samples: int,
@@ -166,30 +164,15 @@ def _validate(
     if recipe.step.prompt not in engine.prompt_kinds:
         raise ValueError(
             f"recipe {recipe.name} has a {recipe.step.prompt} prompt, and engine {engine.name} takes "
-            f"{' and '.join(engine.prompt_kinds)} prompts only; for a base model, use a recipe with prompt: "
-            "text, such as continue"
-        )
-    if samples > 1 and isinstance(documents, Iterator):
-        raise ValueError(
-            f"samples={samples} goes through the documents as often; give a list or a path, not an iterator"
+            f"{' and '.join(engine.prompt_kinds)} prompts only; for a base model, use a recipe with prompt: text, "
+            "such as continue"
         )
 
 
 # --- what a run is, and whether a folder holds it ---
 
 
-def _file_list(documents: Documents) -> list[str] | None:
-    """The files to read, or None where documents come as objects or from the built-in corpus."""
-    if isinstance(documents, str):
-        return None if documents == PYTHON_CORPUS else find_all_files(documents)
-    if isinstance(documents, list | tuple) and documents and all(isinstance(path, str) for path in documents):
-        return find_all_files(documents)
-    return None
-
-
-def _identity(
-    documents: Documents, recipe: Recipe, engine: Engine, seed: int, samples: int, shard_size: int
-) -> dict[str, Any]:
+def _identity(recipe: Recipe, engine: Engine, seed: int, samples: int, shard_size: int) -> dict[str, Any]:
     """Everything but the documents' content that decides the files of a run."""
     content = recipe.to_dict()
     return {
@@ -202,18 +185,20 @@ def _identity(
 
 
 def _claim(
-    out_dir: Path, identity: Mapping[str, Any], documents: Documents, max_output_tokens: int | None
+    out_dir: Path,
+    identity: Mapping[str, Any],
+    source: Source,
+    max_output_tokens: int | None,
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """run.json of this run and the shards it has finished, after refusing a folder that holds anything else."""
     path = out_dir / store.RUN
     foreign = store.holds_other_files(out_dir)
     if foreign:
         raise ValueError(
-            f"{out_dir} has {', '.join(foreign[:3])} but no {store.RUN}, so nobody knows what they are; choose "
-            "another out"
+            f"{out_dir} has {', '.join(foreign[:3])} but no {store.RUN}, so nobody knows what they are; choose another "
+            "out"
         )
     store.remove_leftovers(out_dir)
-    files = _file_list(documents)
     if not path.exists():
         run = {
             "format": store.FORMAT,
@@ -222,7 +207,7 @@ def _claim(
             "created": _now(),
             "max_output_tokens": max_output_tokens,
             **identity,
-            "documents": _describe_documents(documents, files),
+            "documents": source.describe(),
         }
         write_json(path, run)
         return run, {}
@@ -230,7 +215,8 @@ def _claim(
     if run.get("format") != store.FORMAT or run.get("version") != store.VERSION:
         raise ValueError(f"{path} is not a run of format version {store.VERSION}; choose another out")
     different = _differences({key: run[key] for key in identity}, dict(identity))
-    different += _other_documents(run["documents"], documents, files)
+    if not source.is_same(run["documents"]):
+        different.append("documents: other files, or files that have changed")
     if different:
         shown = "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if len(different) > 4 else "")
         raise ValueError(
@@ -242,29 +228,13 @@ def _claim(
         if last is not None and max(shards) > last:
             has = sum(info["output_tokens"] for info in shards.values())
             raise ValueError(
-                f"{out_dir} has {has:,} tokens, and max_output_tokens={max_output_tokens:,} would need fewer "
-                "shards than it "
-                f"has; ask for at least {has:,}, or choose another out"
+                f"{out_dir} has {has:,} tokens, and max_output_tokens={max_output_tokens:,} would need fewer shards "
+                f"than it has; ask for at least {has:,}, or choose another out"
             )
         (out_dir / store.MANIFEST).unlink(missing_ok=True)
         run["max_output_tokens"] = max_output_tokens
         write_json(path, run)
     return run, shards
-
-
-def _describe_documents(documents: Documents, files: list[str] | None) -> dict[str, Any]:
-    if files is not None:
-        return {"files": describe_files(files)}
-    return {"corpus": PYTHON_CORPUS} if isinstance(documents, str) else {"objects": True}
-
-
-def _other_documents(before: Mapping[str, Any], documents: Documents, files: list[str] | None) -> list[str]:
-    """Whether these are other documents, in words. What comes without files is compared shard by shard later."""
-    if files is not None:
-        same = "files" in before and are_same_files(files, before["files"])
-    else:
-        same = before == _describe_documents(documents, None)
-    return [] if same else ["documents: other files, or files that have changed"]
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
@@ -374,7 +344,7 @@ class _Run:
     """One call of `generate` at work in its folder."""
 
     out_dir: Path
-    documents: Documents
+    source: Source
     settings: _Settings
     created: str
     shards: dict[int, dict[str, Any]]
@@ -385,6 +355,7 @@ class _Run:
     num_outcomes: int = 0
     num_failures: int = 0
     first_errors: list[str] = field(default_factory=list)
+    """Different ones."""
     num_whole: int = 0
     """Shards without a gap from 0."""
     whole_tokens: int = 0
@@ -392,6 +363,8 @@ class _Run:
     generated_tokens: int = 0
     """Written to files by this call."""
     start: float = field(default_factory=time.perf_counter)
+    bar: Any = field(init=False)
+    """The progress bar, while `execute` is at work."""
 
     def execute(self) -> dict[int, dict[str, Any]]:
         """Generate what is missing; returns all shards, in order."""
@@ -405,9 +378,7 @@ class _Run:
         if not self._is_enough:
             last = self.num_shards - 1
             if last < 0:
-                raise ValueError(
-                    f"no documents in {self.documents if isinstance(self.documents, str) else 'the input'}"
-                )
+                raise ValueError(f"no documents in {self.source}")
             if max(self.shards) > last:
                 raise ValueError(
                     f"{self.out_dir} has shards of more documents than are given now; give the same documents"
@@ -441,16 +412,11 @@ class _Run:
     def _inputs(self) -> Iterator[tuple[int, Document, bool]]:
         """(sample, document, whether its id occurred before), all documents for one sample after the other."""
         for sample in range(self.settings.samples):
-            seen = _SeenIds()
+            seen = SeenIds()
             # Lines that are no documents are counted once, not in every pass.
             rejects = self.rejects if sample == 0 else Rejects(max_rate=1.0)
-            for document in self._read(rejects):
+            for document in self.source.read(rejects):
                 yield sample, document, not seen.add(document.id)
-
-    def _read(self, rejects: Rejects) -> Iterable[Document]:
-        if isinstance(self.documents, str) or _file_list(self.documents) is not None:
-            return read_documents(self.documents, rejects)  # type: ignore[arg-type]
-        return self.documents  # type: ignore[return-value]
 
     def _requests(self) -> Iterator[Request]:
         """Requests of all shards that are not finished, in order, until the token budget is reached."""
@@ -466,18 +432,23 @@ class _Run:
                 return
 
     def _skip(self, index: int, batch: Sequence[tuple[int, Document, bool]]) -> None:
-        if self.shards[index]["inputs_sha256"] != _inputs_sha256(batch):
+        if self.shards[index]["inputs_sha256"] != inputs_sha256((sample, document) for sample, document, _ in batch):
             raise ValueError(
-                f"the documents of shard {index} in {self.out_dir} are not those given now; give the same "
-                "documents in the "
-                "same order, or choose another out"
+                f"the documents of shard {index} in {self.out_dir} are not those given now; give the same documents in "
+                "the same order, or choose another out"
             )
         self.bar.update(len(batch))
 
     def _open(self, index: int, batch: list[tuple[int, Document, bool]]) -> Iterator[Request]:
         recipe = self.settings.recipe
         num_first = sum(sample == 0 for sample, _, _ in batch)
-        shard = _OpenShard(index, _inputs_sha256(batch), num_first, [None] * len(batch), len(batch))
+        shard = _OpenShard(
+            index,
+            inputs_sha256((sample, document) for sample, document, _ in batch),
+            num_first,
+            [None] * len(batch),
+            len(batch),
+        )
         batch.reverse()  # popped from the end, so that no document is held longer than its request
         for row in range(len(batch)):
             sample, document, is_duplicate = batch.pop()
@@ -544,7 +515,7 @@ class _Run:
 
     def _count_failure(self, failure: Failure) -> None:
         self.num_failures += 1
-        if len(self.first_errors) < NUM_ERRORS_SHOWN:
+        if len(self.first_errors) < NUM_ERRORS_SHOWN and failure.error not in self.first_errors:
             self.first_errors.append(failure.error)
         rate = self.settings.max_failure_rate
         if self.num_outcomes >= REQUESTS_BEFORE_JUDGING_FAILURES and self.num_failures > rate * self.num_outcomes:
@@ -573,10 +544,10 @@ class _Run:
                 outcome.documents.append(row)
             else:
                 (outcome.filtered if row[0] == "filtered" else outcome.failed).append(row[1])
-        succeeded = self.num_outcomes > self.num_failures or any(
+        nothing_succeeded = self.num_failures == self.num_outcomes and not any(
             info["generated_tokens"] for info in self.shards.values()
         )
-        if outcome.failed and not succeeded and self.settings.max_failure_rate < 1:
+        if outcome.failed and nothing_succeeded and self.settings.max_failure_rate < 1:
             raise ValueError(f"all of {self.num_failures:,} requests failed. {self._errors()}")
         info = {
             "inputs": len(shard.rows),
@@ -594,48 +565,6 @@ class _Run:
     def _bar(self) -> Any:
         from tqdm import tqdm
 
-        total = None
-        if isinstance(self.documents, list | tuple) and _file_list(self.documents) is None:
-            total = len(self.documents) * self.settings.samples
+        num_documents = self.source.num_documents
+        total = None if num_documents is None else num_documents * self.settings.samples
         return tqdm(total=total, unit=" texts", desc="generating", disable=not self.progress, mininterval=0.5)
-
-
-def _inputs_sha256(batch: Sequence[tuple[int, Document, bool]]) -> str:
-    """Identity of a shard's inputs: SHA-256 over sample, id and text of each."""
-    digest = hashlib.sha256()
-    for sample, document, _ in batch:
-        for part in (str(sample), document.id, document.text):
-            encoded = part.encode("utf-8", "surrogatepass")
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
-class _SeenIds:
-    """Which ids have occurred, by 64-bit hash, in about 8 bytes an id: sorted arrays that are merged as they grow."""
-
-    BUFFER = 1 << 16
-
-    def __init__(self) -> None:
-        self._recent: set[int] = set()
-        self._sorted: list[npt.NDArray[np.uint64]] = []
-
-    def add(self, document_id: str) -> bool:
-        """Note an id; False if it had been noted before."""
-        encoded = document_id.encode("utf-8", "surrogatepass")
-        value = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
-        if value in self._recent or any(self._holds(array, value) for array in self._sorted):
-            return False
-        self._recent.add(value)
-        if len(self._recent) >= self.BUFFER:
-            merged = np.sort(np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent)))
-            while self._sorted and len(self._sorted[-1]) <= len(merged):
-                merged = np.sort(np.concatenate([self._sorted.pop(), merged]), kind="stable")
-            self._sorted.append(merged)
-            self._recent.clear()
-        return True
-
-    @staticmethod
-    def _holds(array: npt.NDArray[np.uint64], value: int) -> bool:
-        wanted = np.uint64(value)
-        place = int(np.searchsorted(array, wanted))
-        return place < len(array) and bool(array[place] == wanted)

@@ -328,7 +328,10 @@ class _Client:
         if status >= 500:
             raise _Retry(_status_in_words(status, content), retry_after)
         if status != 200:
-            raise _Refused(_status_in_words(status, content))
+            # What the templates of models without a system role raise; the messages are Mistral's and Gemma's.
+            role = b"roles must alternate" in content or b"System role not supported" in content
+            hint = "; fold_system=true puts the system message into the user turn" if role else ""
+            raise _Refused(_status_in_words(status, content) + hint)
         try:
             return json.loads(content)
         except ValueError:
