@@ -3,9 +3,10 @@
 A fit goes in; thousands of refits to resampled runs come out, every one of them solved to its minimum. A resample is a
 row of integers, how often it holds each run, so all of them share one table and descend together from the full fit.
 
-Intervals are percentiles of the refits. With the Huber objective they cover the constant of the law in 94-98 % of
-simulated studies at a nominal 95 % (7 to 42 runs, Gaussian and heavy-tailed noise). They describe *independent* error
-per run: when all runs of one size share an error, resample sizes instead (`unit=`), and expect wider intervals.
+Intervals are percentiles of the refits. At a nominal 95 % they held the law's constant in 96-98 % of 250 simulated
+studies with the Huber objective and in 94-98 % with mse (7 to 42 runs; Gaussian and, for the joint law, heavy-tailed
+noise). They describe *independent* error per run: when all runs of one size share an error, resample sizes instead
+(`unit=`), and expect wider intervals.
 """
 
 from __future__ import annotations

@@ -176,7 +176,7 @@ def test_no_other_start_finds_a_lower_minimum():
 
 
 def test_of_two_minima_the_lower_is_found():
-    # Resample 3178 of the 4,000 behind the published standard errors: a descent from the full fit ends in the higher one.
+    # Resample 3178 of those behind the published standard errors; a descent from the full fit ends in the higher one.
     N, D, loss = chinchilla(dropped=False)
     generator = np.random.RandomState(42)
     rows = [generator.choice(240, size=240, replace=True) for _ in range(3179)][-1]
