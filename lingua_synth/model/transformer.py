@@ -17,7 +17,6 @@ from torch import nn
 from lingua_synth.model.args import ModelArgs, ffn_hidden_dim, validate_model_args
 from lingua_synth.model.loss import token_nll
 
-
 EXPLICIT_ATTENTION_UP_TO = 256
 
 

@@ -156,9 +156,7 @@ def planted_fits(runs, unidentifiable=(), ratios=None):
 
     sizes = dict(zip(map(str, runs["size"]), runs["n_non_embedding"], strict=True))
     return Fits(
-        data={
-            m: {s: entry(m, ("E_at_N", "B", "beta"), N=float(n)) for s, n in sizes.items()} for m in runs.mixtures
-        },
+        data={m: {s: entry(m, ("E_at_N", "B", "beta"), N=float(n)) for s, n in sizes.items()} for m in runs.mixtures},
         model={
             m: {float(d): entry(m, ("E_at_D", "A", "alpha"), D=float(d)) for d in sorted(set(runs["tokens"]))}
             for m in runs.mixtures

@@ -66,7 +66,7 @@ def test_the_same_yaml_gives_the_same_runs_cheapest_first(study):
         ({"mixtures": {"x": {"ratios": {"web": "1"}}}}, "draws from 'web', which is no source of the study"),
         ({"sources": {"natural": {"path": "gone"}}}, r"source 'natural': no file gone/manifest\.json"),
         ({"budgets": [128 * 10_000]}, r"run natural-nano-27k-d1280000-s42: source 'natural' can give .* max_epochs"),
-        ({"train": {"optim": {"lrr": 1}}}, r"unknown key optim\.lrr in the study's train section; did you mean optim\.lr"),
+        ({"train": {"optim": {"lrr": 1}}}, r"unknown key optim\.lrr in the study's train section; did you mean"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_runs(study, tmp_path, change, message):
@@ -107,7 +107,7 @@ def test_tables_that_would_lie_are_refused(tmp_path):
         write_json(tmp_path / name / "result.json", {"run_id": "a", "mixture": "m", "loss_macro": 1.0} | row)
         return tmp_path / name
 
-    with pytest.raises(ValueError, match="run a is in .*one and in .*two"):
+    with pytest.raises(ValueError, match=r"run a is in .*one and in .*two"):
         collect([run("one"), run("two")])
     with pytest.raises(ValueError, match=r"runs a and b were evaluated on different domains .*loss_x.*loss_y"):
         collect([run("one", loss_x=1.0), run("two", run_id="b", loss_y=1.0)])
@@ -121,5 +121,5 @@ def test_the_verb_says_what_is_there(study, tmp_path, capsys):
     assert "4 runs, 3,072 tokens" in capsys.readouterr().out
     assert main(["status", f"config={tmp_path / 'study.yaml'}"]) == 0
     assert "waiting       4" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no run of the study in .* is finished yet"):
+    with pytest.raises(ValueError, match=r"no run of the study in .* is finished yet"):
         main(["collect", f"config={tmp_path / 'study.yaml'}"])
