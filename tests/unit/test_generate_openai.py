@@ -267,6 +267,22 @@ def test_retry_after_is_honoured():
     assert 0.99 <= server.times[1] - server.times[0] < 10
 
 
+def test_a_server_that_asks_for_patience_is_left_alone_while_others_go_on():
+    async def patient(number, body):
+        await asyncio.sleep(0.02)
+        return error(429, Retry_After="1") if number == 0 else completion(body)
+
+    async def steady(number, body):
+        await asyncio.sleep(0.02)
+        return completion(body)
+
+    with Server(patient) as one, Server(steady) as other:
+        run([one, other], 160, max_in_flight=2)
+    # The request that was under way beside the refused one had been sent before.
+    assert not [moment for moment in one.times if 0.1 < moment - one.times[0] < 0.95]
+    assert len(one.times) > 5
+
+
 def test_retry_after_may_be_a_date():
     import email.utils
 

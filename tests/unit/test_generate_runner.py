@@ -285,6 +285,14 @@ def test_kill_9_at_random_moments_loses_nothing_and_doubles_nothing(tmp_path):
     assert len(ids) == len(set(ids)) == 240
 
 
+def test_temporary_files_of_a_killed_process_are_cleared_away(tmp_path):
+    with pytest.raises(MockDied):
+        run(tmp_path, MockEngine(die_after=33))
+    (tmp_path / ".documents-00009.jsonl.1234.tmp").write_text("half a reco")
+    run(tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_an_engine_that_dies_ends_the_run_and_the_next_one_goes_on(tmp_path):
     run(tmp_path / "whole")
     out = tmp_path / "out"
@@ -479,6 +487,25 @@ def test_a_budget_gives_the_same_files_whatever_finishes_first(tmp_path):
     run(tmp_path / "b", MockEngine(window=49), max_output_tokens=2500)
     run(tmp_path / "c", Backwards(), max_output_tokens=2500)
     assert content(tmp_path / "a") == content(tmp_path / "b") == content(tmp_path / "c")
+
+
+def test_the_engine_is_closed_as_soon_as_the_budget_is_reached(tmp_path):
+    class Noticing(MockEngine):
+        num_outcomes, is_closed = 0, False
+
+        def run(self, requests):
+            try:
+                for outcome in super().run(requests):
+                    self.num_outcomes += 1
+                    yield outcome
+            except GeneratorExit:
+                self.is_closed = True
+                raise
+
+    engine = Noticing(window=25)
+    run(tmp_path, engine, max_output_tokens=1)
+    assert engine.is_closed
+    assert engine.num_outcomes < engine.num_requests
 
 
 def test_a_budget_may_be_raised_and_not_lowered(tmp_path):

@@ -80,8 +80,7 @@ class CheckpointEngine:
         if self._tokenizer.n_words > self._args.vocab_size:
             raise ValueError(
                 f"the model in {model} has {self._args.vocab_size:,} words and its tokenizer {tokenizer['name']} "
-                f"{tokenizer['path'] or ''} has {self._tokenizer.n_words:,}; the tokenizer's file is not the "
-                "one of its training"
+                f"{tokenizer['path'] or ''} has {self._tokenizer.n_words:,}; the file is not that of its training"
             )
         folder = Path(model).resolve()
         in_run = folder.parent.name == "checkpoints"
@@ -154,9 +153,8 @@ class CheckpointEngine:
             outputs = self._generate(prompts, sampling, torch.Generator(self._device).manual_seed(seed), stop)
         except torch.OutOfMemoryError:
             raise ValueError(
-                f"out of memory on {self._device} with batch_size {self._batch_size} and "
-                f"{shortest}+{sampling.max_tokens} "
-                "tokens a row; lower batch_size or max_tokens"
+                f"out of memory on {self._device} with batch_size {self._batch_size} and rows of "
+                f"{shortest} + {sampling.max_tokens} tokens; lower batch_size or max_tokens"
             ) from None
         return [*outcomes, *self._read(requests, shortest, outputs.tolist())]
 

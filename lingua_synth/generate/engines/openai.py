@@ -89,8 +89,9 @@ class OpenAIEngine:
     `model`: the name that the servers know. `revision`: which weights they serve, as only their owner knows.
     `max_in_flight`: requests under way at each server. `max_retries`: further attempts of one request. `timeout_s`: for
     one attempt. `fold_system`: put the system message into the first user turn, for chat templates that refuse the
-    role. Raises ValueError for a missing model or address, and from `run` when no server answers or the key is
-    refused.
+    role.
+
+    Raises ValueError for a missing model or address, and from `run` when no server answers or the key is refused.
     """
 
     prompt_kinds = ("chat", "text")
@@ -246,8 +247,8 @@ class _Client:
         if all(problems):
             await self._session.close()
             raise ValueError(
-                f"no server answers: {'; '.join(str(problem) for problem in problems)}. Start it first, or "
-                "correct base_url"
+                f"no server answers: {'; '.join(str(problem) for problem in problems)}. "
+                "Start it first, or correct base_url"
             )
 
     async def _close(self) -> None:

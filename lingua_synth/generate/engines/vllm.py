@@ -22,8 +22,7 @@ PROBE_SYSTEM = "Probe of the system role."
 
 
 class VLLMEngine:
-    """Offline generation with the Hugging Face model `model` (a name or a folder). Needs `pip install
-    'lingua-synth[vllm]'`.
+    """Offline generation with the Hugging Face model `model`, a name or a folder; pip install 'lingua-synth[vllm]'.
 
     `revision`: branch, tag or commit of the model. `max_num_seqs`: requests that run at the same time.
     `engine_args`: anything that vLLM's `LLM` takes, such as tensor_parallel_size, max_model_len,
@@ -143,9 +142,8 @@ class VLLMEngine:
         """Whether the chat template takes a system message; some refuse it and some leave it out without a word."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise ValueError(
-                f"{self._model} has no chat template, so it takes no chat: name an instruction-tuned model, or "
-                "a recipe "
-                "with prompt: text, such as continue"
+                f"{self._model} has no chat template, so it takes no chat: name an instruction-tuned model, or a "
+                "recipe with prompt: text, such as continue"
             )
         messages = [{"role": "system", "content": PROBE_SYSTEM}, {"role": "user", "content": "Probe."}]
         try:
@@ -160,9 +158,8 @@ def _device_type() -> str:
         from vllm.platforms import current_platform
     except ImportError as error:
         raise ValueError(
-            f"engine vllm needs vLLM ({error}): pip install 'lingua-synth[vllm]', on a machine with a GPU. "
-            "Without one, "
-            "engine=openai reaches a server and engine=checkpoint samples from a model of your own"
+            f"engine vllm needs vLLM ({error}): pip install 'lingua-synth[vllm]', on a machine with a GPU. Without "
+            "one, engine=openai reaches a server and engine=checkpoint samples from a model of your own"
         ) from None
     if not current_platform.device_type:
         raise ValueError(
