@@ -13,22 +13,28 @@ model's output. `engine=openai base_url=... model=...` or `engine=vllm model=...
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lingua_synth.config import parse_args, to_dict
 from lingua_synth.files import folder_lock, read_json, write_json
 
+if TYPE_CHECKING:
+    from lingua_synth.study.plan import PlannedRun
+
+BUILT_IN_DOCUMENTS = "python://"
 FINISHED = "finished.json"
 SETTINGS = "quickstart.json"
 
-# The paper's shares, exact; its "33 %" is one third.
-RATIOS = {0: "0", 33: "1/3", 67: "2/3", 100: "1"}
+# The paper's shares of synthetic tokens, exact; its "33 %" is one third.
+RATIOS = {0: Fraction(0), 33: Fraction(1, 3), 67: Fraction(2, 3), 100: Fraction(1)}
 
 
 @dataclass
@@ -38,7 +44,7 @@ class QuickstartArgs:
 
     out: str = "quickstart"
     """Folder for everything; run again with the same folder to go on after an interruption."""
-    documents: str = "python://"
+    documents: str = BUILT_IN_DOCUMENTS
     """Natural documents: a jsonl or parquet file, folder or glob of yours; python:// is the English text of this
     Python installation."""
     engine: str = "checkpoint"
@@ -96,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
 
 def validate_quickstart_args(args: QuickstartArgs) -> None:
     """Raise ValueError for settings no quickstart can run with; nothing is written before."""
+    from lingua_synth.documents import find_files
+    from lingua_synth.generate import load_recipe
     from lingua_synth.model.presets import preset
 
     if args.engine not in ("checkpoint", "openai", "vllm"):
@@ -120,6 +128,9 @@ def validate_quickstart_args(args: QuickstartArgs) -> None:
             )
     if args.num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, got {args.num_workers}")
+    load_recipe(_recipe(args))
+    if args.documents != BUILT_IN_DOCUMENTS:
+        find_files(args.documents)
 
 
 def _claim(out: Path, args: QuickstartArgs) -> None:
@@ -150,47 +161,42 @@ def run_quickstart(args: QuickstartArgs) -> None:
         corpus = _documents(args)
     with stages.timed("tokenize natural text"):
         natural, domains = _tokenize_natural(args, corpus)
-    with stages.timed("train on natural text"):
-        natural_runs = _train(args, domains, {0: RATIOS[0]})
+    natural_only, mixed = {0: RATIOS[0]}, {percent: ratio for percent, ratio in RATIOS.items() if percent}
+    runs: list[PlannedRun] = []
+    if _is_weak(args):
+        with stages.timed("train on natural text"):
+            runs += _train(args, domains, natural_only)
     with stages.timed("generate"):
-        summary = _generate(args, natural_runs)
+        summary = _generate(args, runs)
     with stages.timed("tokenize synthetic text"):
         synthetic = _tokenize_synthetic(args)
+    if not _is_weak(args):
+        # A server that does not answer is found out before minutes of training, not after.
+        with stages.timed("train on natural text"):
+            runs += _train(args, domains, natural_only)
     with stages.timed("train on mixtures"):
-        mixed_runs = _train(args, domains, {percent: ratio for percent, ratio in RATIOS.items() if percent})
+        runs += _train(args, domains, mixed)
     with stages.timed("fit and report"):
-        _report(args, corpus, natural, synthetic, summary, natural_runs + mixed_runs, stages)
+        _report(args, corpus, natural, synthetic, summary, runs, stages)
     write_json(Path(args.out) / FINISHED, {"seconds": stages.seconds})
 
 
 class _Stages:
-    """Announces stages and keeps the seconds each took, over interruptions."""
+    """Announces stages and keeps the seconds of each, as the call that finished it took."""
 
     def __init__(self, out: Path):
         self._path = out / "stages.json"
-        self.seconds: dict[str, float] = read_json(self._path) if self._path.is_file() else {}
         self._count = itertools.count(1)
+        self.seconds: dict[str, float] = read_json(self._path) if self._path.is_file() else {}
 
-    def timed(self, name: str) -> _Stage:
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
         print(f"[{next(self._count)}/7] {name}", flush=True)
-        return _Stage(self, name)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        start = time.perf_counter()
+        yield
+        # A stage that was finished before takes no time, and keeps what it took then.
+        self.seconds[name] = max(self.seconds.get(name, 0.0), time.perf_counter() - start)
         write_json(self._path, self.seconds)
-
-
-class _Stage:
-    def __init__(self, stages: _Stages, name: str):
-        self._stages, self._name = stages, name
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *failure: object) -> None:
-        # An interrupted stage counts too: its finished part is not done again.
-        if failure[0] is None or not issubclass(failure[0], OSError):  # type: ignore[arg-type]
-            self._stages.add(self._name, time.perf_counter() - self._start)
 
 
 # --- the stages ---
@@ -233,23 +239,25 @@ def _tokenize_natural(args: QuickstartArgs, corpus: Mapping[str, Any]) -> tuple[
 
 
 def _trainable_tokens(manifest: Mapping[str, Any], seq_len: int) -> int:
-    return max(0, (manifest["tokens"] - 1) // seq_len) * seq_len
+    from lingua_synth.mixture.plan import count_windows
+
+    return count_windows(manifest["tokens"], seq_len) * seq_len
 
 
 def _mixture_name(percent: int) -> str:
     return "natural" if percent == 0 else f"synthetic-{percent}"
 
 
-def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int, str]) -> list[Any]:
+def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int, Fraction]) -> list[PlannedRun]:
     from lingua_synth.mixture.args import SourceArgs
     from lingua_synth.study import MixtureArgs, StudyArgs, launch, plan_study
 
     tokens = Path(args.out) / "tokens"
     mixtures = {}
     for percent, ratio in ratios.items():
-        natural_ratio = {0: "1", 33: "2/3", 67: "1/3", 100: "0"}[percent]
-        shares = {"natural": natural_ratio, "synthetic": ratio}
-        mixtures[_mixture_name(percent)] = MixtureArgs({name: share for name, share in shares.items() if share != "0"})
+        shares = {"natural": 1 - ratio, "synthetic": ratio}
+        used = {name: str(share) for name, share in shares.items() if share}
+        mixtures[_mixture_name(percent)] = MixtureArgs(used)
     names = {name for mixture in mixtures.values() for name in mixture.ratios}
     study = StudyArgs(
         out=args.out,
@@ -280,12 +288,12 @@ def _recipe(args: QuickstartArgs) -> str:
     return args.recipe or ("continue" if args.engine == "checkpoint" else "hq")
 
 
-def _generator_run(natural_runs: Sequence[Any]) -> Any:
+def _generator_run(natural_runs: Sequence[PlannedRun]) -> Any:
     """The natural run of the most training FLOPs: the best model the study has before any synthetic text exists."""
     return max(natural_runs, key=lambda run: run.flops)
 
 
-def _generate(args: QuickstartArgs, natural_runs: Sequence[Any]) -> Any:
+def _generate(args: QuickstartArgs, natural_runs: Sequence[PlannedRun]) -> Any:
     from lingua_synth.generate import build_engine, generate, load_recipe
 
     out = Path(args.out)
@@ -293,9 +301,8 @@ def _generate(args: QuickstartArgs, natural_runs: Sequence[Any]) -> Any:
         engine = build_engine("checkpoint", model=_generator_run(natural_runs).args.dump_dir)
     else:
         engine = build_engine(args.engine, model=args.model, base_url=args.base_url)
-    # Counted in the generator's tokens. Sampled pieces are joined differently when the text is tokenized again, a few
-    # per
-    # cent fewer of them; a large LLM's tokens are longer than this small vocabulary's, so fewer of them suffice.
+    # Counted in the generator's tokens. Text that was sampled piece by piece is tokenized again into a few per cent
+    # fewer pieces; a large LLM's tokens are longer than this small vocabulary's, so fewer of them suffice.
     margin = 1.2 if args.engine == "checkpoint" else 0.9
     return generate(
         str(out / "documents" / "train.jsonl"),
@@ -334,7 +341,7 @@ def _report(
     natural: Mapping[str, Any],
     synthetic: Mapping[str, Any],
     summary: Any,
-    runs: Sequence[Any],
+    runs: Sequence[PlannedRun],
     stages: _Stages,
 ) -> None:
     from lingua_synth.report import write_report
@@ -372,9 +379,8 @@ def _is_weak(args: QuickstartArgs) -> bool:
 def _summary(
     args: QuickstartArgs, natural: Mapping[str, Any], synthetic: Mapping[str, Any], runs: Sequence[Any]
 ) -> list[str]:
-    source = (
-        "the English text that this Python installation carries" if args.documents == "python://" else args.documents
-    )
+    built_in = args.documents == BUILT_IN_DOCUMENTS
+    source = "the English text that this Python installation carries" if built_in else args.documents
     sentences = [
         f"Natural documents ({natural['documents']:,}, {natural['tokens']:,} tokens) were taken from {source}.",
         f"{synthetic['documents']:,} synthetic documents ({synthetic['tokens']:,} tokens) were made from them.",
@@ -423,7 +429,7 @@ def _generation_section(
     args: QuickstartArgs,
     synthetic: Mapping[str, Any],
     summary: Any,
-    runs: Sequence[Any],
+    runs: Sequence[PlannedRun],
     rows: Sequence[Mapping[str, Any]],
 ) -> Any:
     from lingua_synth.documents import read_documents

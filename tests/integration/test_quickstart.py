@@ -1,11 +1,15 @@
 """The whole flow, small: every stage real, killed half way, resumed, and equal to an uninterrupted one."""
 
 import csv
+import http.server
+import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -129,3 +133,50 @@ def test_too_little_text_is_said_before_anything_is_trained(documents, tmp_path)
     assert not (tmp_path / "q" / "runs").exists()
     result = run(tmp_path / "r", tmp_path / "gone.jsonl")
     assert result.returncode == 2 and "gone.jsonl" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
+class Rephraser(http.server.BaseHTTPRequestHandler):
+    """A chat server whose answer is the words of the prompt's last line in another order."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.answer({"data": [{"id": "tiny"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        words = body["messages"][-1]["content"].split()[-80:]
+        random.Random(body["seed"]).shuffle(words)
+        choice = {"finish_reason": "stop", "message": {"role": "assistant", "content": " ".join(words)}}
+        self.answer({"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": len(words)}})
+
+    def answer(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.slow
+def test_a_real_server_rephrases_instead(documents, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Rephraser)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        words = ["engine=openai", f"base_url=http://127.0.0.1:{server.server_port}/v1", "model=tiny", "budgets=[8192]"]
+        result = run(tmp_path / "q", documents, *words)
+    finally:
+        server.shutdown()
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(rows(tmp_path / "q")) == 4
+    page = (tmp_path / "q" / "report.html").read_text()
+    assert "The generator is tiny, through engine openai" in page
+    assert "weak generator" not in page
+    # The same without a server is known before anything is trained.
+    result = run(tmp_path / "dead", documents, *words)
+    assert result.returncode == 2 and "127.0.0.1" in result.stderr, result.stderr[-2000:]
+    assert not (tmp_path / "dead" / "runs").exists()
