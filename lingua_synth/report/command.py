@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
 from lingua_synth.report.cells import base_mixture
 from lingua_synth.report.page import write_report
+from lingua_synth.scaling.command import FitArgs
 
 
 @dataclass
-class ReportArgs:
+class ReportArgs(FitArgs):
     """Draw every figure a runs table allows and write one self-contained HTML page."""
 
-    runs: str = ""
-    """CSV file with the runs table, one row a training."""
     out: str = ""
     """Folder for report.html and figures/ (PNG, SVG and the numbers drawn as CSV); made when absent."""
-    target: str = "loss_macro"
-    """Column of the table that is compared and fitted."""
-    n_definition: str = "non_embedding"
-    """Which count of parameters is N: non_embedding, lingua or total."""
-    bootstraps: int = 1000
-    """Bootstrap resamples per fit, for the 95 % intervals; 0 draws none."""
-    seed: int = 0
-    """Seed of the bootstrap."""
     base: str | None = None
     """Mixture the others are compared with; null takes natural text alone."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """For a table of other origin, our column names -> the file's: columns.loss_macro=eval columns.n_total=params"""
     title: str = "Synthetic text in pre-training"
     """Heading of the page."""
 
