@@ -270,6 +270,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader of our output has seen enough (`| head`); Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{place}; nothing half-written is kept", file=sys.stderr)
