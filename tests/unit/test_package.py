@@ -143,3 +143,5 @@ def test_apps_is_a_plain_folder_beside_lingua_s_package():
     assert not (ROOT / "apps" / "__init__.py").exists()
     for script in (ROOT / "apps").glob("*.py"):
         assert script.stem not in sys.stdlib_module_names
+        shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+        assert "usage: lingua-synth train" in shown.stdout
