@@ -237,14 +237,16 @@ class Transformer(nn.Module):
                 out_std = args.init_base_std or ffn_hidden_dim(args) ** -0.5
                 for weight in (block.attention.wq, block.attention.wk, block.attention.wv):
                     _draw(weight.weight, in_std)
-                _draw(block.attention.wo.weight, in_std / factor)
+                # Lingua cuts this one at three of the undivided standard deviation.
+                _draw(block.attention.wo.weight, in_std / factor, cut=3 * in_std)
                 _draw(block.feed_forward.w1.weight, in_std)
                 _draw(block.feed_forward.w3.weight, in_std)
                 _draw(block.feed_forward.w2.weight, out_std / factor)
 
 
-def _draw(weight: torch.Tensor, std: float) -> None:
-    nn.init.trunc_normal_(weight, mean=0.0, std=std, a=-3 * std, b=3 * std)
+def _draw(weight: torch.Tensor, std: float, cut: float | None = None) -> None:
+    cut = 3 * std if cut is None else cut
+    nn.init.trunc_normal_(weight, mean=0.0, std=std, a=-cut, b=cut)
 
 
 def build_model(args: ModelArgs, *, seed: int, compute_dtype: torch.dtype = torch.float32) -> Transformer:
