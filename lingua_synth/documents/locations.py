@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from lingua_synth.documents.unfinished import MARKER
 from lingua_synth.files import sha256_file, what_is_there
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -34,7 +35,8 @@ def find_files(path: str) -> list[str]:
 
     Files of documents end in .jsonl, .jsonl.gz, .jsonl.zst or .parquet; Lingua's `*.chunk.NN.jsonl` are such files.
     In a folder, hidden files and our own `rejects.jsonl` are passed over, and a `manifest.json` with a list
-    `document_files` (names or patterns relative to the folder) limits the reading to these.
+    `document_files` (names or patterns relative to the folder) limits the reading to these. A folder of ours that
+    is not finished yet is refused.
     Raises ValueError when nothing matches, saying what is there.
     """
     if path == PYTHON_CORPUS:
@@ -80,6 +82,11 @@ def _find_in_folder(folder: str) -> list[str]:
             folders.clear()
             continue
         seen_folders.add(real)
+        if MARKER in names:
+            raise ValueError(
+                f"{parent} is not finished: what writes it is at work or was interrupted. Run that command again, "
+                "or name the files to read"
+            )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [os.path.join(parent, name) for name in names if _is_document_name(name)]
     listed = _listed_by_manifest(os.path.join(folder, "manifest.json"))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.documents import Document, Rejects
+from lingua_synth.documents.unfinished import MARKER, end_folder
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.generate import store
 from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, Request, whole_characters
@@ -141,10 +142,13 @@ def generate(
         if manifest_path.exists():
             manifest = read_json(manifest_path)
         else:
+            # Until the manifest says which files are kept records, a reader of the folder is told to wait.
+            (out_dir / MARKER).touch()
             with Rejects(out_dir / REJECTS, max_reject_rate) as rejects:
                 work = _Run(out_dir, source, settings, run["created"], shards, rejects, progress)
                 manifest = {**_manifest(run, work.execute(), max_output_tokens), "lines_rejected": rejects.counts}
             write_json(manifest_path, manifest)
+        end_folder(out_dir)
     return _summary(out_dir, manifest, time.perf_counter() - start, min(resumed, manifest["inputs"]))
 
 

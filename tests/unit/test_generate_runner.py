@@ -639,3 +639,26 @@ def test_verify_refuses_what_is_no_finished_run(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="is not the manifest of generated documents"):
         verify(tmp_path)
+
+
+def test_an_interrupted_folder_is_not_read_as_documents(tmp_path):
+    from lingua_synth.documents import read_documents
+
+    class Killed(Exception):
+        pass
+
+    class Dying(MockEngine):
+        def run(self, requests):
+            for number, outcome in enumerate(super().run(requests)):
+                if number == 25:
+                    raise Killed
+                yield outcome
+
+    documents = [Document(f"d{i}", f"text number {i} " * 20, {}) for i in range(40)]
+    with pytest.raises(Killed):
+        generate(documents, tmp_path / "g", "continue", Dying(), shard_size=10, progress=False)
+    assert list((tmp_path / "g").glob("documents-*.jsonl"))
+    with pytest.raises(ValueError, match=r"g is not finished: .* Run that command again"):
+        list(read_documents(str(tmp_path / "g")))
+    generate(documents, tmp_path / "g", "continue", MockEngine(), shard_size=10, progress=False)
+    assert len(list(read_documents(str(tmp_path / "g")))) == 40

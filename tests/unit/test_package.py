@@ -1,6 +1,7 @@
 """The house: imports go one way, heavy libraries stay where they are used, every verb and config is reachable."""
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -143,5 +144,6 @@ def test_apps_is_a_plain_folder_beside_lingua_s_package():
     assert not (ROOT / "apps" / "__init__.py").exists()
     for script in (ROOT / "apps").glob("*.py"):
         assert script.stem not in sys.stdlib_module_names
-        shown = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True)
+        command, env = [sys.executable, str(script), "--help"], os.environ | {"PYTHONPATH": str(ROOT)}
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         assert "usage: lingua-synth train" in shown.stdout
