@@ -28,6 +28,18 @@ from lingua_synth.files import atomic_file, what_is_there
 
 T = TypeVar("T")
 
+# Which extra of setup.py brings a library that is imported only where it is used.
+EXTRAS = {
+    "torch": "train",
+    "sentencepiece": "train",
+    "tiktoken": "train",
+    "matplotlib": "report",
+    "aiohttp": "openai",
+    "vllm": "vllm",
+    "zstandard": "formats",
+    "fsspec": "formats",
+}
+
 HELP_FLAGS = ("-h", "--help", "help")
 
 
@@ -249,6 +261,14 @@ def _help_lines(cls: type, prefix: str) -> list[str]:
 # --- the frame around every command ---
 
 
+def needs_extra(libraries: Sequence[str], extra: str) -> str:
+    """The message for libraries that are not installed."""
+    return (
+        f"this needs {', '.join(libraries)}, not installed here: pip install 'lingua-synth[{extra}]' "
+        f"(in a checkout: pip install -c constraints.txt -e '.[{extra}]')"
+    )
+
+
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main(argv)` and turn its errors into one readable message and an exit code.
 
@@ -279,6 +299,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         print(f"error: {error.strerror or error}{place}; nothing half-written is kept", file=sys.stderr)
         return 1
     except Exception as error:
+        library = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if library in EXTRAS:
+            print(f"error: {needs_extra([library], EXTRAS[library])}", file=sys.stderr)
+            return 2
         print(
             f"fault: {type(error).__name__}: {error}\nThis is a defect of lingua_synth or of a library under it; "
             "LINGUA_SYNTH_TRACEBACK=1 shows where.",

@@ -14,6 +14,7 @@ model's output. `engine=openai base_url=... model=...` or `engine=vllm model=...
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import time
@@ -23,7 +24,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lingua_synth.config import parse_args, to_dict
+from lingua_synth.config import needs_extra, parse_args, to_dict
 from lingua_synth.files import folder_lock, read_json, write_json
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class QuickstartArgs:
     """sp: a SentencePiece model trained on the natural documents; bytes: no training, longer sequences."""
     vocab_size: int = 1024
     """Entries of the SentencePiece model."""
-    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-107k", "nano-222k"])
+    sizes: list[str] = field(default_factory=lambda: ["nano-27k", "nano-56k", "nano-107k", "nano-222k"])
     """Model presets of the grid."""
     budgets: list[int] = field(default_factory=lambda: [262_144, 524_288, 1_048_576, 2_097_152])
     """Training budgets of the grid, in tokens; whole numbers of 2,048-token steps."""
@@ -77,6 +78,9 @@ class QuickstartArgs:
 
 
 GLOBAL_BATCH_TOKENS = 2048
+
+# What the stages import when they come to it; asked for before the first.
+LIBRARIES = ("torch", "sentencepiece", "matplotlib")
 
 # The documents are gone through at most so often; generation ends as soon as there are enough tokens.
 SAMPLES_PER_DOCUMENT = 8
@@ -106,6 +110,9 @@ def validate_quickstart_args(args: QuickstartArgs) -> None:
     from lingua_synth.generate import load_recipe
     from lingua_synth.model.presets import preset
 
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(needs_extra(missing, "quickstart"))
     if args.engine not in ("checkpoint", "openai", "vllm"):
         raise ValueError(f"engine is checkpoint, openai or vllm; got {args.engine!r}")
     if args.engine == "openai" and not args.base_url:

@@ -117,3 +117,6 @@ def test_exit_codes(capsys):
     assert fails(KeyError("deep")) == 1
     assert "fault: KeyError" in capsys.readouterr().err
     assert fails(KeyboardInterrupt()) == 130
+    assert fails(ModuleNotFoundError("No module named 'torch'", name="torch.nn")) == 2
+    assert "this needs torch, not installed here: pip install 'lingua-synth[train]'" in capsys.readouterr().err
+    assert fails(ModuleNotFoundError("No module named 'ours'", name="ours")) == 1
