@@ -1,6 +1,6 @@
 """Named sizes. The paper's are its Table 1 (dim/layers/heads, head dimension 64); the nano ladder is ours, for CPUs
-(head
-dimension 32, at 56k 24). From 27k to 222k it keeps one depth and doubles N at each step."""
+(head dimension 32, at 56k 24). From 27k to 222k it keeps one depth and doubles N at each step.
+"""
 
 from __future__ import annotations
 
