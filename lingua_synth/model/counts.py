@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from lingua_synth.model.args import ModelArgs, ffn_hidden_dim
 
-N_DEFINITIONS = ("non_embedding", "lingua", "total")
-
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -34,12 +32,6 @@ class ParameterCounts:
     def lingua(self) -> int:
         """Total minus one vocabulary matrix: what Lingua calls non-embedding, and (untied) the paper's labels."""
         return self.total - self.embedding
-
-    def by_definition(self, definition: str) -> int:
-        """The count named `non_embedding`, `lingua` or `total`; ValueError for another name."""
-        if definition not in N_DEFINITIONS:
-            raise ValueError(f"N is counted as one of {', '.join(N_DEFINITIONS)}; got {definition!r}")
-        return int(getattr(self, definition))
 
     @property
     def label(self) -> str:

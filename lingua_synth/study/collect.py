@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.files import read_json
-
-RESULT = "result.json"
+from lingua_synth.train.folder import RESULT
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:

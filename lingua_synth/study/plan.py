@@ -19,9 +19,9 @@ from lingua_synth.files import read_json
 from lingua_synth.mixture import Mixture, plan_report
 from lingua_synth.mixture.args import SourceArgs
 from lingua_synth.model.counts import flops_per_token
+from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
-
-RESULT = "result.json"
+from lingua_synth.train.folder import IDENTITY, RESULT
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _plan_run(
 
 def _manifest(name: str, source: SourceArgs) -> dict[str, Any]:
     try:
-        return read_json(Path(source.path) / "manifest.json")
+        return read_json(Path(source.path) / MANIFEST)
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}; make its shards with `lingua-synth tokenize`") from None
 
@@ -159,6 +159,6 @@ def study_status(runs: list[PlannedRun]) -> dict[str, list[str]]:
     status: dict[str, list[str]] = {"finished": [], "begun": [], "waiting": []}
     for run in runs:
         folder = Path(run.args.dump_dir)
-        key = "finished" if run.is_finished else "begun" if (folder / "identity.json").is_file() else "waiting"
+        key = "finished" if run.is_finished else "begun" if (folder / IDENTITY).is_file() else "waiting"
         status[key].append(run.run_id)
     return status

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from lingua_synth.config import parse_args
 from lingua_synth.train.args import TrainArgs
+from lingua_synth.train.folder import RESULT
 
 
 def main(argv: Sequence[str]) -> int:
     """Train one run, or say that it is finished."""
     args = parse_args(TrainArgs, argv, prog="lingua-synth train")
-    from lingua_synth.train.loop import RESULT, train
+    from lingua_synth.train.loop import train
 
     finished = os.path.isfile(os.path.join(args.dump_dir, RESULT))
     row = train(args)

@@ -16,9 +16,7 @@ from lingua_synth.files import read_json, write_json
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
-
-CONFIG = "config.yaml"
-IDENTITY = "identity.json"
+from lingua_synth.train.folder import CONFIG, IDENTITY
 
 # What may differ between two calls for one run: it changes no number of the result.
 _FREE_KEYS = ("dump_dir", "logging", "checkpoint")

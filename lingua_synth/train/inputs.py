@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
 from lingua_synth.tokens.args import TokenizerArgs
+from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs
 from lingua_synth.train.distributed import Ranks
 
@@ -31,7 +32,7 @@ def open_sources(args: TrainArgs, ranks: Ranks) -> dict[str, TokenSource]:
     for name, source in args.synth.sources.items():
         if not source.path:
             raise ValueError(f"synth.sources.{name}.path is not set: the folder of its token shards")
-        if source.documents and ranks.is_main and not (Path(source.path) / "manifest.json").is_file():
+        if source.documents and ranks.is_main and not (Path(source.path) / MANIFEST).is_file():
             tokenizer = args.data.tokenizer
             if not tokenizer.name:
                 raise ValueError(

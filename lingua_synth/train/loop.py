@@ -38,12 +38,11 @@ from lingua_synth.model.transformer import Transformer, build_model
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.distributed import Ranks, data_parallel
+from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import open_shards, open_sources, refuse_other_vocabulary, with_shard_tokenizer
-from lingua_synth.train.metrics import METRICS, VALIDATION_METRICS, MetricsFile, close_logger, run_logger
+from lingua_synth.train.metrics import MetricsFile, close_logger, run_logger
 from lingua_synth.train.schedule import learning_rate_ratio
-
-RESULT = "result.json"
 
 # Dense bf16 peaks in FLOP/s from NVIDIA's data sheets, without sparsity: the denominator of speed/mfu.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}

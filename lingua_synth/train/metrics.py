@@ -14,9 +14,6 @@ from typing import Any
 
 from lingua_synth.files import atomic_file
 
-METRICS = "metrics.jsonl"
-VALIDATION_METRICS = "metrics.validation.jsonl"
-
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics file; a last line without its newline (a killed run) is left out."""

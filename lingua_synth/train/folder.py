@@ -1,0 +1,10 @@
+"""Names in a run folder; without torch, so that planning and collecting can look into one."""
+
+CONFIG = "config.yaml"
+"""The merged, resolved configuration."""
+IDENTITY = "identity.json"
+"""What decides the run's numbers; written when the run begins."""
+METRICS = "metrics.jsonl"
+VALIDATION_METRICS = "metrics.validation.jsonl"
+RESULT = "result.json"
+"""The run's row of the runs table; written last, so its presence means the run is complete."""
