@@ -15,44 +15,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from lingua_synth.files import sha256_json
+from lingua_synth.mixture.batch import Batch
 from lingua_synth.mixture.order import GlobalOrder
 from lingua_synth.mixture.plan import TokenSourceLike, count_windows, plan_report, validate_names
 from lingua_synth.mixture.prefetch import Prefetcher
 from lingua_synth.mixture.ratios import Mixture, Ratio, validate_count
+from lingua_synth.mixture.reader import Reader
 from lingua_synth.mixture.schedule import MAX_POSITION
 from lingua_synth.mixture.strict import build_schedule
 
 STATE_VERSION = 1
-# Sequences located in one sweep: numpy's overhead per call is spread over them; a sweep takes about 2 ms.
-SEQUENCES_AHEAD = 1024
 # Sources whose shards and ratio the state names one by one; of more it keeps one hash, to stay small.
 SOURCES_BY_NAME = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A micro-batch of this rank: sequences in rows."""
-
-    block: npt.NDArray[np.int32]
-    """Token ids, `[batch, seq_len + 1]`: move this one to the device and slice it there."""
-    source: npt.NDArray[np.int64]
-    """Index of each row's source, in the order of the mixture, `[batch]`."""
-    position: npt.NDArray[np.int64]
-    """Global sequence position of each row, `[batch]`."""
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]:
-        """Inputs `[batch, seq_len]`: a view of `block` without its last column."""
-        return self.block[:, :-1]
-
-    @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """The token after each input, `[batch, seq_len]`: a view of `block` without its first column."""
-        return self.block[:, 1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +53,9 @@ class MixtureLoader:
     seed: of the order of windows and slots.
     schedule: "tree" (`Schedule`, the default) or "strict" (`StrictSchedule`, a tighter bound).
     prefetch: batches that a thread reads ahead; 0 reads where it is asked. It changes neither stream nor state.
+    n_views: columns of a row beyond its inputs, plus 1: 2 gives tokens and labels, more give tokens further ahead.
+    document_boundaries: tell for each token which document of its row it belongs to (`Batch.document`).
+    pin_memory: read into page-locked memory, from which copies to a GPU run beside its work; without CUDA, no effect.
 
     Promises: the counts of every source are those of `Schedule`, at every global batch; in each epoch of a source
     every window is read exactly once; the stream is a pure function of sources, ratios, seq_len, seed and schedule.
@@ -98,6 +76,9 @@ class MixtureLoader:
         slot_permutation: bool = True,
         schedule: str = "tree",
         prefetch: int = 0,
+        n_views: int = 2,
+        document_boundaries: bool = False,
+        pin_memory: bool = False,
     ) -> None:
         self.seq_len = validate_count("seq_len", seq_len, at_least=1)
         self.batch_size = validate_count("batch_size", batch_size, at_least=1)
@@ -114,28 +95,34 @@ class MixtureLoader:
                 f"global_batch_size {self.global_batch_size:,} is no multiple of batch_size x dp_size = "
                 f"{self.batch_size:,} x {self.dp_size:,} = {per_call:,}; {_nearest(self.global_batch_size, per_call)}"
             )
+        self.n_views = validate_count("n_views", n_views, at_least=2)
         self.seed = _validate_seed(seed)
         self.mixture = mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
         validate_names(sources, mixture)
         _refuse_other_tokenizer({name: sources[name] for name in mixture.names})
         self.schedule = build_schedule(mixture, schedule)
-        self.num_windows = {name: count_windows(sources[name].num_tokens, self.seq_len) for name in mixture.names}
+        self.num_windows = {
+            name: count_windows(sources[name].num_tokens, self.seq_len, self.n_views) for name in mixture.names
+        }
         """Sequences of one pass over each source."""
         self.num_sequences = None if num_sequences is None else validate_count("num_sequences", num_sequences)
         # Without a length the first global batch is checked here, and the iterator checks the others.
         asked = self.global_batch_size if self.num_sequences is None else self.num_sequences
-        plan = plan_report(sources, mixture, asked, self.seq_len, schedule=self.schedule)
+        plan = plan_report(sources, mixture, asked, self.seq_len, schedule=self.schedule, n_views=self.n_views)
         self._runs_out_at = plan.max_num_sequences
         self._prefetch = validate_count("prefetch", prefetch)
-        self._reader = _Reader(
+        self._reader = Reader(
             order=GlobalOrder(self.schedule, self.num_windows, self.seed),
             windows=[sources[name].window for name in mixture.names],
+            documents=_document_starts(sources, mixture.names) if document_boundaries else None,
             seq_len=self.seq_len,
+            n_views=self.n_views,
             batch_size=self.batch_size,
             global_batch_size=self.global_batch_size,
             first_slot=self.dp_rank * self.global_batch_size // self.dp_size,
             num_slots=self.global_batch_size // self.dp_size,
             slot_permutation=slot_permutation,
+            pin_memory=pin_memory and _has_cuda(),
             end=self._runs_out_at if self.num_sequences is None else self.num_sequences,
         )
         self.fingerprint = self._fingerprint(sources, schedule)
@@ -161,19 +148,42 @@ class MixtureLoader:
                 )
         batch = next(self._batches)
         self._micro_batch += 1
-        if self._micro_batch == self._micro_batches_per_global_batch:
+        if self._micro_batch == self._reader.micro_batches:
             self._micro_batch = 0
             self._position += self.global_batch_size
         return batch
 
     @property
-    def _micro_batches_per_global_batch(self) -> int:
-        return self.global_batch_size // (self.dp_size * self.batch_size)
-
-    @property
     def position(self) -> int:
         """Global sequence position of the next global batch: the sequences that all ranks together have been given."""
         return self._position
+
+    @property
+    def micro_batch(self) -> int:
+        """Batches of the present global batch that this rank has been given."""
+        return self._micro_batch
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches of this rank from position 0 to `num_sequences`; None for a stream without that length."""
+        if self.num_sequences is None:
+            return None
+        return self.num_sequences // self.global_batch_size * self._reader.micro_batches
+
+    def batch_at(self, index: int) -> Batch:
+        """This rank's batch number `index`, counted from position 0: what iterating from there would come to.
+
+        A pure function: batches may be asked for in any order, and the iteration is not moved.
+        Raises ValueError for a batch that the stream does not have.
+        """
+        global_batch, micro_batch = divmod(validate_count("index", index), self._reader.micro_batches)
+        position = global_batch * self.global_batch_size
+        if position + self.global_batch_size > self._reader.end:
+            raise ValueError(
+                f"no batch {index:,}: the stream ends at position {self._reader.end:,}, and the batch belongs to the "
+                f"global batch at {position:,}"
+            )
+        return self._reader.batch_at(position, micro_batch)
 
     @property
     def num_global_batches_done(self) -> int:
@@ -203,7 +213,7 @@ class MixtureLoader:
         if self._micro_batch:
             raise ValueError(
                 f"state exists between global batches only; {self._micro_batch} of "
-                f"{self._micro_batches_per_global_batch} micro-batches of the one at position {self._position:,} are "
+                f"{self._reader.micro_batches} micro-batches of the one at position {self._position:,} are "
                 "delivered: take the state after the last"
             )
         return {"version": STATE_VERSION, "fingerprint": dict(self.fingerprint), "position": self._position}
@@ -270,45 +280,25 @@ class MixtureLoader:
         }
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """What makes batches of positions; knows nothing of where the loader stands, so a thread may run ahead with it."""
-
-    order: GlobalOrder
-    windows: Sequence[Callable[[int, int], npt.NDArray[Any]]]
-    """`window(start, length)` of each source, by index."""
-    seq_len: int
-    batch_size: int
-    global_batch_size: int
-    first_slot: int
-    """This rank's slots of every global batch: the first of them, and how many."""
-    num_slots: int
-    slot_permutation: bool
-    end: int
-    """Position that no global batch may exceed."""
-
-    def batches(self, position: int) -> Iterator[Batch]:
-        """This rank's micro-batches from the global batch at `position` on."""
-        while (num_left := (self.end - position) // self.global_batch_size) > 0:
-            num_batches = min(max(1, SEQUENCES_AHEAD // self.num_slots), num_left)
-            positions = self.order.slots(
-                position, num_batches, self.global_batch_size, self.first_slot, self.num_slots, self.slot_permutation
-            ).ravel()
-            source, _, window = self.order.locate(positions)
-            starts = (window * self.seq_len).tolist()
-            which = source.tolist()
-            for first in range(0, len(starts), self.batch_size):
-                rows = slice(first, first + self.batch_size)
-                block = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int32)
-                for row, (i, start) in enumerate(zip(which[rows], starts[rows], strict=True)):
-                    block[row] = self.windows[i](start, self.seq_len + 1)
-                yield Batch(block, source[rows].copy(), positions[rows].copy())
-            position += num_batches * self.global_batch_size
-
-
 def _nearest(count: int, step: int) -> str:
     below = count // step * step
     return f"{below + step:,}" if below == 0 else f"{below:,} or {below + step:,}"
+
+
+def _document_starts(sources: Mapping[str, TokenSourceLike], names: Sequence[str]) -> list[Callable[[int, int], Any]]:
+    found = []
+    for name in names:
+        document_starts = getattr(sources[name], "document_starts", None)
+        if document_starts is None:
+            raise ValueError(f"source {name!r} cannot tell where its documents begin; drop document_boundaries")
+        found.append(document_starts)
+    return found
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _validate_seed(seed: int) -> int:

@@ -169,9 +169,9 @@ class MixturePlan:
         return "\n".join(lines)
 
 
-def count_windows(num_tokens: int, seq_len: int) -> int:
-    """Sequences of one pass over a source: full windows of `seq_len` + 1 tokens at a stride of `seq_len`."""
-    return max(0, (num_tokens - 1) // seq_len)
+def count_windows(num_tokens: int, seq_len: int, n_views: int = 2) -> int:
+    """Sequences of one pass over a source: full windows of `seq_len + n_views - 1` tokens at a stride of `seq_len`."""
+    return max(0, (num_tokens - (n_views - 1)) // seq_len)
 
 
 def plan_report(
@@ -181,6 +181,7 @@ def plan_report(
     seq_len: int,
     *,
     schedule: Schedule | StrictSchedule | None = None,
+    n_views: int = 2,
     validate: bool = True,
 ) -> MixturePlan:
     """Asked, available and planned per source, the passes, and the position at which each source runs out.
@@ -198,7 +199,7 @@ def plan_report(
     for i, name in enumerate(mixture.names):
         source = sources[name]
         num_tokens = source if isinstance(source, int) else source.num_tokens
-        num_windows = count_windows(num_tokens, seq_len)
+        num_windows = count_windows(num_tokens, seq_len, n_views)
         limit = math.floor(num_windows * mixture.max_epochs[name])
         lines.append(
             SourcePlan(

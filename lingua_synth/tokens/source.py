@@ -91,6 +91,23 @@ class TokenSource:
         shard, row = self._locate(i)
         return shard.ids[row].as_py()
 
+    def document_starts(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Where documents begin in the window `[start, start + length)`, counted from its start: int64, increasing.
+
+        ValueError for a window outside [0, num_tokens).
+        """
+        end = start + length
+        if start < 0 or length < 0 or end > self.num_tokens:
+            raise ValueError(f"no window [{start:,}, {end:,}) in {self.path}: it has {self.num_tokens:,} tokens")
+        found = []
+        index = bisect_right(self._first_tokens, start) - 1
+        while index < len(self._shards) and (first := self._first_tokens[index]) < end:
+            offsets = self._shards[index].offsets[:-1]
+            low, high = np.searchsorted(offsets, (start - first, end - first))
+            found.append(offsets[low:high] + (first - start))
+            index += 1
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
     @cached_property
     def document_lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each document, int64 `[num_documents]`; the sum is `num_tokens`."""

@@ -491,3 +491,75 @@ def test_real_shards(shards):
         whole = sources[name].window(0, sources[name].num_tokens).astype(np.int32)
         windows = {whole[i * 32 : i * 32 + 33].tobytes() for i in range(stream.num_windows[name])}
         assert len(read[name]) == count and read[name] <= windows
+
+
+# --- views, documents, random access ---
+
+
+def test_more_views_are_tokens_further_ahead():
+    batch = next(loader(n_views=4))
+    assert batch.block.shape == (4, SEQ_LEN + 3)
+    for offset in range(4):
+        assert (batch.view(offset) == batch.tokens + offset).all()
+    assert (batch.labels == batch.view(1)).all()
+    with pytest.raises(ValueError, match="no view 4"):
+        batch.view(4)
+
+
+def test_more_views_leave_the_last_window_out_that_lacks_the_tokens():
+    source = ArraySource(0, 33)  # 4 windows of 8 + 1
+    mixture = Mixture({"a": 1}, 2)
+    assert loader(sources={"a": source}, mixture=mixture).num_windows == {"a": 4}
+    assert loader(sources={"a": source}, mixture=mixture, n_views=3).num_windows == {"a": 3}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=5, max_size=60))
+def test_document_boundaries_are_those_of_the_source(lengths):
+    ends = np.cumsum(lengths)
+    source = ArraySource(0, int(ends[-1]))
+    starts = np.concatenate([[0], ends[:-1]])
+    source.document_starts = lambda start, length: starts[(starts >= start) & (starts < start + length)] - start
+    if source.num_tokens <= 5:
+        return
+    stream = loader(
+        sources={"a": source}, mixture=Mixture({"a": 1}, 10), seq_len=4, batch_size=2, document_boundaries=True
+    )
+    which = np.searchsorted(ends, np.arange(source.num_tokens), side="right")
+    for _ in range(3):
+        batch = next(stream)
+        expected = which[batch.tokens]
+        assert (batch.document == expected - expected[:, :1]).all()
+        cuts = batch.cu_seqlens()
+        assert cuts[0] == 0 and cuts[-1] == batch.tokens.size and set(cuts.tolist()) >= {0, 4, 8}
+        pieces = [which[batch.tokens.ravel()[a:b]] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        assert all(len(set(piece.tolist())) == 1 for piece in pieces)
+    with pytest.raises(ValueError, match="document_boundaries"):
+        next(loader()).cu_seqlens()
+
+
+def test_a_source_without_documents_is_refused_by_name():
+    with pytest.raises(ValueError, match="'code'.*document|'web'.*document"):
+        loader(document_boundaries=True)
+
+
+@pytest.mark.parametrize("dp_size", [1, 2])
+def test_any_batch_can_be_asked_for_at_any_time(dp_size):
+    for rank in ranks(dp_size, batch_size=2, global_batch_size=16, num_sequences=160):
+        expected = list(rank)
+        assert rank.num_batches == len(expected)
+        for index in (3, 0, len(expected) - 1, 7):
+            found = rank.batch_at(index)
+            assert found.block.tobytes() == expected[index].block.tobytes()
+            assert (found.position == expected[index].position).all() and (found.source == expected[index].source).all()
+        with pytest.raises(ValueError, match=f"no batch {len(expected)}"):
+            rank.batch_at(len(expected))
+
+
+def test_a_batch_becomes_a_tensor_that_shares_its_memory():
+    torch = pytest.importorskip("torch")
+    batch = next(loader(pin_memory=True))  # without CUDA: plain memory
+    tensor = batch.to_torch()
+    assert tensor.dtype == torch.int32 and (tensor.numpy() == batch.block).all()
+    tensor[0, 0] = -5
+    assert batch.block[0, 0] == -5

@@ -527,3 +527,19 @@ def test_a_given_rejects_object_is_used(tmp_path):
     make(tmp_path, str(tmp_path / "in.jsonl"), rejects=rejects)
     assert rejects.counts == {"not a JSON object": 1} and rejects.num_read == 6
     assert (tmp_path / "mine.jsonl").exists() and not (tmp_path / "shards" / "rejects.jsonl").exists()
+
+
+def test_document_starts_are_found_in_any_window_across_files(tmp_path):
+    documents = [Document(str(i), "x" * (1 + 7 * i % 23)) for i in range(40)]
+    tokenize(documents, tmp_path / "s", build_tokenizer("bytes"), shuffle_seed=None, shard_tokens=64, progress=False)
+    source = TokenSource(tmp_path / "s")
+    starts = np.concatenate([[0], np.cumsum(source.document_lengths)[:-1]])
+    assert len(source.manifest["files"]) > 3
+    for start in range(0, source.num_tokens, 5):
+        for length in (0, 1, 9, 200, source.num_tokens - start):
+            if start + length > source.num_tokens:
+                continue
+            expected = starts[(starts >= start) & (starts < start + length)] - start
+            assert source.document_starts(start, length).tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="no window"):
+        source.document_starts(0, source.num_tokens + 1)
