@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from lingua_synth.documents import Document, Rejects, read_documents
 from lingua_synth.documents.locations import PYTHON_CORPUS, are_same_files, describe_files, find_all_files
 from lingua_synth.documents.unfinished import begin_folder, end_folder
-from lingua_synth.files import atomic_file, folder_lock, read_json, sha256_file, write_json
+from lingua_synth.files import atomic_file, folder_lock, read_json, write_json
 from lingua_synth.tokens.tokenizer import Tokenizer
 
 FORMAT = "lingua_synth token shards"
@@ -235,28 +235,66 @@ def shard_schema(dtype: np.dtype[Any]) -> Any:
 
 
 def _write_shard(path: Path, pieces: Sequence[_Encoded], dtype: np.dtype[Any]) -> dict[str, Any]:
-    import pyarrow as pa
-
-    schema = shard_schema(dtype)
     offsets = np.zeros(len(pieces) + 1, dtype=np.int64)
     np.cumsum([len(piece.tokens) for piece in pieces], out=offsets[1:])
-    values = pa.array(np.concatenate([piece.tokens for piece in pieces]))
+    tokens = np.concatenate([piece.tokens for piece in pieces], dtype=dtype)
+    return write_shard(path, tokens, offsets, [piece.num_bytes for piece in pieces], [piece.id for piece in pieces])
+
+
+def write_shard(
+    path: str | Path, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_bytes: Any, ids: Any
+) -> dict[str, Any]:
+    """Write one shard atomically; returns its entry of the manifest.
+
+    Document i has the tokens `tokens[offsets[i]:offsets[i + 1]]` (offsets int64, from 0 to len(tokens)), `num_bytes[i]`
+    bytes of UTF-8 text and the id `ids[i]`; both may be any sequence or Arrow array. The SHA-256 is taken while writing.
+    """
+    import pyarrow as pa
+
+    assert offsets[0] == 0 and offsets[-1] == len(tokens), "the documents of a shard cover its tokens"
+    path = Path(path)
+    schema = shard_schema(tokens.dtype)
     columns = [
-        pa.LargeListArray.from_arrays(pa.array(offsets), values, type=schema.field("tokens").type),
-        pa.array([piece.num_bytes for piece in pieces], pa.uint64()),
-        pa.array([piece.id for piece in pieces], pa.large_string()),
+        pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=schema.field("tokens").type),
+        num_bytes if isinstance(num_bytes, pa.Array) else pa.array(num_bytes, pa.uint64()),
+        ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string()),
     ]
     # One record batch: only inside one batch are the tokens of all documents one contiguous array.
-    with atomic_file(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    with atomic_file(path, "wb") as file:
+        hashed = HashedFile(file)
+        with pa.ipc.new_file(hashed, schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
     return {
         "name": path.name,
-        "documents": len(pieces),
-        "tokens": int(offsets[-1]),
-        "bytes": sum(piece.num_bytes for piece in pieces),
-        "file_bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
+        "documents": len(offsets) - 1,
+        "tokens": len(tokens),
+        "bytes": int(np.sum(np.asarray(columns[1]), dtype=np.uint64)),
+        "file_bytes": hashed.num_bytes,
+        "sha256": hashed.sha256.hexdigest(),
     }
+
+
+class HashedFile:
+    """A file being written, with the SHA-256 and the number of the bytes that went in: it need not be read again."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        """Append `data` (bytes or a buffer)."""
+        view = memoryview(data).cast("B")
+        self.sha256.update(view)
+        self._file.write(view)
+        self.num_bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system."""
+        self._file.flush()
 
 
 # --- a folder that is finished ---
