@@ -58,6 +58,10 @@ def test_a_batch_is_each_text_alone(tokenizers, name, texts):
     batch = tokenizer.encode_batch(texts)
     assert [ids.tolist() for ids in batch] == [tokenizer.encode(text) for text in texts]
     assert all(ids.dtype == tokenizer.dtype == np.uint16 for ids in batch)
+    flat, lengths = tokenizer.encode_flat(texts)
+    assert (flat.dtype, lengths.dtype) == (tokenizer.dtype, np.int64)
+    assert lengths.tolist() == [len(ids) for ids in batch]
+    assert flat.tolist() == [i for ids in batch for i in ids.tolist()]
 
 
 def test_bytes_has_linguas_ids(tokenizers):
