@@ -52,7 +52,7 @@ def read_documents(path: str | Sequence[str], rejects: Rejects | None = None) ->
 
 def _read_files(files: Sequence[str], rejects: Rejects, *, warn: bool) -> Iterator[Document]:
     for file in files:
-        with _readable(file):
+        with readable(file):
             yield from _read_file(file, rejects)
     rejects.check()
     if warn and rejects.num_rejected:
@@ -80,7 +80,7 @@ def _read_file(file: str, rejects: Rejects) -> Iterator[Document]:
 
 
 @contextlib.contextmanager
-def _readable(file: str) -> Iterator[None]:
+def readable(file: str) -> Iterator[None]:
     """Turn what the libraries below raise for a damaged file into one ValueError with its name."""
     try:
         yield
@@ -92,14 +92,15 @@ def _readable(file: str) -> Iterator[None]:
 
 
 def _json_lines(file: str) -> Iterator[tuple[int, bytes]]:
-    with open_file(file) as raw, _decompressed(raw, file) as lines:
+    with open_file(file) as raw, decompressed(raw, file) as lines:
         for number, line in enumerate(lines, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             yield number, line
 
 
-def _decompressed(raw: IO[bytes], file: str) -> IO[bytes]:
+def decompressed(raw: IO[bytes], file: str) -> IO[bytes]:
+    """The bytes of `file`, opened as `raw`, without its compression."""
     if file.endswith(".gz"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
     if file.endswith(".zst"):
@@ -155,12 +156,21 @@ def _zstandard(file: str | Path) -> Any:
 
 
 def _parse_line(line: bytes) -> Document:
-    if not line.strip():
+    return _document(_decode_line(line))
+
+
+def parse_id_and_text(line: bytes) -> tuple[str, str]:
+    """The id and text of one line of JSON, by the rules of `read_documents`; BadLine says why there are none."""
+    return _take_id_and_text(_decode_line(line))
+
+
+def _decode_line(line: bytes) -> dict[str, Any]:
+    if not line or line.isspace():
         raise BadLine("blank line")
     value = _load_json(line)
     if not isinstance(value, dict):
         raise BadLine("not a JSON object")
-    return _document(value)
+    return value
 
 
 def _refuse_constant(name: str) -> Any:
@@ -208,8 +218,8 @@ def _json_loader() -> Callable[[bytes], Any]:
 _load_json = _json_loader()
 
 
-def _document(row: dict[str, Any]) -> Document:
-    """The document in a decoded line; `row` is used up. BadLine says why there is none."""
+def _take_id_and_text(row: dict[str, Any]) -> tuple[str, str]:
+    """The id and the text in a decoded line, taken out of it. BadLine says why it is no document."""
     key = next((key for key in TEXT_KEYS if key in row), None)
     if key is None:
         raise BadLine("no text")
@@ -218,22 +228,39 @@ def _document(row: dict[str, Any]) -> Document:
         raise BadLine("text is null")
     if not isinstance(text, str):
         raise BadLine("text is not a string")
-    if not text.strip():
+    if not text or text.isspace():
         raise BadLine("empty text")
     identity = row.pop("id", None)
+    return document_id(text) if identity is None or identity == "" else str(identity), text
+
+
+def _document(row: dict[str, Any]) -> Document:
+    """The document in a decoded line; `row` is used up. BadLine says why there is none."""
+    identity, text = _take_id_and_text(row)
     meta = row.pop("meta", None)
     if isinstance(meta, str) and meta.startswith("{"):  # how parquet files, ours too, carry it
         with contextlib.suppress(ValueError):
             meta = json.loads(meta)
     if meta is not None:
         row.update(meta if isinstance(meta, dict) else {"meta": meta})
-    return Document(document_id(text) if identity in (None, "") else str(identity), text, row)
+    return Document(identity, text, row)
 
 
 # --- parquet ---
 
 
 def _parquet_rows(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open_parquet(file) as table:
+        number = 0
+        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            for row in batch_rows(batch):
+                number += 1
+                yield number, row
+
+
+@contextlib.contextmanager
+def open_parquet(file: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` with a column of texts; damage found while it is read is a ValueError too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -245,16 +272,18 @@ def _parquet_rows(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if key is None:
                 raise ValueError(f"{file} has no column text or content; its columns are {', '.join(names)}")
             _refuse_other_type(file, key, table.schema_arrow.field(key).type)
-            number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                columns = {name: _column_values(batch.column(name)) for name in names}
-                for values in zip(*columns.values(), strict=True):
-                    number += 1
-                    yield number, dict(zip(columns, values, strict=True))
+            yield table
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
                 raise  # the disk, not the file's content
             raise ValueError(f"{file} cannot be read as parquet ({error}); make or copy it again") from None
+
+
+def batch_rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch as dicts of Python values."""
+    columns = {name: _column_values(batch.column(name)) for name in batch.schema.names}
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 def _refuse_other_type(file: str, key: str, kind: Any) -> None:
@@ -281,9 +310,19 @@ def _cell_or_error(cell: Any) -> Any:
         return error
 
 
-def _parse_row(row: dict[str, Any]) -> Document:
+def row_id_and_text(row: dict[str, Any]) -> tuple[str, str]:
+    """The id and text of one row of parquet, by the rules of `read_documents`; BadLine says why there are none."""
+    _refuse_undecoded(row)
+    return _take_id_and_text(row)
+
+
+def _refuse_undecoded(row: dict[str, Any]) -> None:
     if any(isinstance(value, UnicodeDecodeError) for value in row.values()):
         raise BadLine("not UTF-8")
+
+
+def _parse_row(row: dict[str, Any]) -> Document:
+    _refuse_undecoded(row)
     text_keys = (*TEXT_KEYS, "id")
     return _document(
         {k: v if k in text_keys else _as_json(v) for k, v in row.items() if k in text_keys or v is not None}

@@ -1,0 +1,155 @@
+"""Files of documents in parts that can be read apart, each with nothing but ids and texts: what tokenization reads.
+
+A part is a whole file, a stretch of bytes of an uncompressed .jsonl (the lines that begin in it), or a stretch of row
+groups of a .parquet. The parts of a file hold each of its lines once, in order. What a line means is the rule of
+`read_documents`; only `meta` is left where it is, and of parquet the other columns are not even read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from lingua_synth.documents.locations import is_url, open_file
+from lingua_synth.documents.reading import (
+    PARQUET_BATCH_ROWS,
+    TEXT_KEYS,
+    BadLine,
+    batch_rows,
+    decompressed,
+    open_parquet,
+    parse_id_and_text,
+    readable,
+    row_id_and_text,
+)
+
+BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """A stretch of one file of documents."""
+
+    file: str
+    """Path or URL."""
+    num_bytes: int
+    """Bytes of the file that this part stands for."""
+    start: int = 0
+    """First byte (.jsonl) or first row group (.parquet)."""
+    stop: int | None = None
+    """Byte or row group after the last one; None: to the end of the file."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the part is its file."""
+        return self.start == 0 and self.stop is None
+
+
+def cut_file(file: str, size: int, max_bytes: int) -> list[FilePart]:
+    """The parts of a file of `size` bytes: nearly equal stretches of at most about `max_bytes`, where it can be cut.
+
+    Compressed files, files behind a URL and single row groups cannot; they are one part whatever their size. Only a
+    parquet file larger than `max_bytes` is opened (its footer is read); ValueError when that is damaged.
+    """
+    count = -(-size // max_bytes)
+    if count <= 1 or is_url(file) or not file.endswith((".jsonl", ".parquet")):
+        return [FilePart(file, size)]
+    if file.endswith(".parquet"):
+        with open_parquet(file) as table:
+            group_bytes = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
+        return _parquet_parts(file, size, group_bytes, count)
+    cuts = [size * i // count for i in range(count + 1)]
+    return [FilePart(file, stop - start, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+
+
+def _parquet_parts(file: str, size: int, group_bytes: Sequence[int], count: int) -> list[FilePart]:
+    parts: list[FilePart] = []
+    total, begun, start = sum(group_bytes), 0, 0
+    done = 0
+    for group, num_bytes in enumerate(group_bytes, 1):
+        done += num_bytes
+        if group == len(group_bytes) or done * count >= total * (len(parts) + 1):
+            parts.append(FilePart(file, size * done // total - size * begun // total, start, group))
+            begun, start = done, group
+    return parts if len(parts) > 1 else [FilePart(file, size)]
+
+
+class TextReader:
+    """Iterates over one part: `(line, place, found)`, where `found` is `(id, text)`, or the BadLine that says why not.
+
+    `line` counts from 1 within the part (rows in parquet). `place` names the line in its file however the file is
+    cut or compressed: the offset of its first byte in the uncompressed text, or the number of its row from 0.
+    Raises ValueError, naming the file, when it is damaged.
+    """
+
+    def __init__(self, part: FilePart) -> None:
+        self.part = part
+        self.num_lines = 0
+        """Lines read so far, bad ones included."""
+        self._raw: IO[bytes] | None = None
+        self._share = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the part read so far, of `part.num_bytes`."""
+        if self._raw is not None:
+            return min(self._raw.tell(), self.part.num_bytes)
+        return int(self._share * self.part.num_bytes)
+
+    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+        with readable(self.part.file):
+            yield from self._rows() if self.part.file.endswith(".parquet") else self._lines()
+
+    def _lines(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+        start, stop = self.part.start, self.part.stop
+        with _open_buffered(self.part.file) as raw:
+            place = 0
+            if start:
+                raw.seek(start - 1)  # a line that begins at `start` is ours, one that began before is not
+                place = start - 1 + len(raw.readline())
+            if start == 0 and stop is None:
+                self._raw = raw
+            with decompressed(raw, self.part.file) as lines:
+                for line in lines:
+                    if stop is not None:
+                        if place >= stop:
+                            break
+                        self._share = (place - start) / (stop - start)
+                    self.num_lines += 1
+                    length = len(line)
+                    if place == 0:
+                        line = line.removeprefix(b"\xef\xbb\xbf")
+                    found: tuple[str, str] | BadLine
+                    try:
+                        found = parse_id_and_text(line)
+                    except BadLine as bad:
+                        found = bad
+                    yield self.num_lines, place, found
+                    place += length
+            self._raw, self._share = None, 1.0
+
+    def _rows(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+        with open_parquet(self.part.file) as table:
+            metadata = table.metadata
+            groups = range(self.part.start, metadata.num_row_groups if self.part.stop is None else self.part.stop)
+            first = sum(metadata.row_group(i).num_rows for i in range(self.part.start))
+            num_rows = sum(metadata.row_group(i).num_rows for i in groups)
+            text = next(key for key in TEXT_KEYS if key in table.schema_arrow.names)
+            columns = [text] + ["id"] * ("id" in table.schema_arrow.names)
+            if not num_rows:
+                return
+            for batch in table.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+                for row in batch_rows(batch):
+                    self.num_lines += 1
+                    self._share = self.num_lines / num_rows
+                    found: tuple[str, str] | BadLine
+                    try:
+                        found = row_id_and_text(row)
+                    except BadLine as bad:
+                        found = bad
+                    yield self.num_lines, first + self.num_lines - 1, found
+
+
+def _open_buffered(file: str) -> IO[bytes]:
+    return open_file(file) if is_url(file) else open(file, "rb", buffering=BUFFER_BYTES)
