@@ -178,13 +178,14 @@ def open_file(file: str) -> IO[bytes]:
 # --- identity of input files ---
 
 
-def describe_files(files: Sequence[str]) -> list[dict[str, Any]]:
+def describe_files(files: Sequence[str], *, with_hash: bool = True) -> list[dict[str, Any]]:
     """Identity of input files: name (relative to their common folder), size, modification time and SHA-256 of each.
 
-    Reads every local file once. Files behind a URL are identified by fsspec's `ukey` (a checksum or time of the
-    store) in place of the hash, and are not read.
+    Reads every local file once; without the hashes, none. Files behind a URL are identified by fsspec's `ukey` (a
+    checksum or time of the store) in place of the hash, and are not read.
     """
-    return [_describe(file, name, with_hash=True) for file, name in zip(files, _relative_names(files), strict=True)]
+    names = _relative_names(files)
+    return [_describe(file, name, with_hash=with_hash) for file, name in zip(files, names, strict=True)]
 
 
 def are_same_files(files: Sequence[str], described: Sequence[dict[str, Any]]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import IO
 
 from lingua_synth.documents.locations import is_url, open_file
@@ -60,7 +61,7 @@ def cut_file(file: str, size: int, max_bytes: int) -> list[FilePart]:
             group_bytes = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
         return _parquet_parts(file, size, group_bytes, count)
     cuts = [size * i // count for i in range(count + 1)]
-    return [FilePart(file, stop - start, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [FilePart(file, stop - start, start, stop) for start, stop in pairwise(cuts)]
 
 
 def _parquet_parts(file: str, size: int, group_bytes: Sequence[int], count: int) -> list[FilePart]:

@@ -4,8 +4,9 @@ Document ──Tokenizer──> ids ──tokenize──> shard-NNNNN.arrow + ma
 """
 
 from lingua_synth.tokens.sentencepiece_training import train_sentencepiece
-from lingua_synth.tokens.shards import read_manifest, tokenize
+from lingua_synth.tokens.shards import read_manifest
 from lingua_synth.tokens.source import TokenSource, verify_shards
+from lingua_synth.tokens.tokenization import tokenize
 from lingua_synth.tokens.tokenizer import Tokenizer, build_tokenizer
 
 __all__ = [

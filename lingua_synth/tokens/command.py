@@ -13,8 +13,9 @@ from pathlib import Path
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
 from lingua_synth.tokens.args import TokenizerArgs
-from lingua_synth.tokens.shards import read_manifest, tokenize
+from lingua_synth.tokens.shards import read_manifest
 from lingua_synth.tokens.source import verify_shards
+from lingua_synth.tokens.tokenization import tokenize
 from lingua_synth.tokens.tokenizer import build_tokenizer
 
 PROG = "lingua-synth tokenize"

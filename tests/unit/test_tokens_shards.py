@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lingua_synth.cli import main
 from lingua_synth.config import run_command
 from lingua_synth.documents import Document, Rejects, write_documents
-from lingua_synth.tokens import TokenSource, build_tokenizer, shards, tokenize, train_sentencepiece, verify_shards
+from lingua_synth.tokens import TokenSource, build_tokenizer, tokenization, tokenize, train_sentencepiece, verify_shards
+from lingua_synth.tokens.units import document_keys
 
 BYTES = build_tokenizer("bytes")
 
@@ -41,8 +42,9 @@ class Wide(type(BYTES)):
     def _encode(self, text):
         return [100_000 + byte for byte in text.encode()]
 
-    def encode_batch(self, texts):
-        return [np.array(self._encode(text), self.dtype) for text in texts]
+    def encode_flat(self, texts):
+        ids, lengths = super().encode_flat(texts)
+        return 100_000 + ids, lengths
 
 
 # --- round trip ---
@@ -70,7 +72,7 @@ def test_every_document_is_stored_once_and_whole(tmp_path_factory, texts, shard_
     if shuffle_seed is None:
         assert ids == [document.id for document in documents]
     else:
-        order = np.random.default_rng(shuffle_seed).permutation(len(documents))
+        order = np.argsort(document_keys(shuffle_seed, [0] * len(documents), range(len(documents))))
         assert ids == [documents[i].id for i in order]
     expected = [BYTES.encode(texts[int(i)], add_bos, add_eos) for i in ids]
     assert [source.document(i).tolist() for i in range(len(source))] == expected
@@ -121,14 +123,19 @@ def test_the_manifest_names_what_is_there(tmp_path):
 
 
 def test_the_same_documents_give_the_same_shards(tmp_path):
-    write_documents(tmp_path / "in.jsonl.gz", make_documents())
-    one = make(tmp_path, shard_tokens=500)
+    for suffix in ("jsonl", "jsonl.gz"):
+        write_documents(tmp_path / f"in.{suffix}", make_documents())
+    one = make(tmp_path, str(tmp_path / "in.jsonl"), shard_tokens=500)
     two = make(tmp_path, str(tmp_path / "in.jsonl.gz"), "again", shard_tokens=500)
     assert [entry["sha256"] for entry in one["files"]] == [entry["sha256"] for entry in two["files"]]
     fingerprints = {TokenSource(tmp_path / name).fingerprint for name in ("shards", "again")}
     assert len(fingerprints) == 1
-    make(tmp_path, name="other", shuffle_seed=1, shard_tokens=500)
+    make(tmp_path, str(tmp_path / "in.jsonl"), "other", shuffle_seed=1, shard_tokens=500)
     assert TokenSource(tmp_path / "other").fingerprint not in fingerprints
+    # In the order of the input objects are no other documents than lines.
+    make(tmp_path, name="objects", shuffle_seed=None)
+    make(tmp_path, str(tmp_path / "in.jsonl.gz"), "lines", shuffle_seed=None)
+    assert TokenSource(tmp_path / "objects").fingerprint == TokenSource(tmp_path / "lines").fingerprint
 
 
 # --- without a copy ---
@@ -178,7 +185,7 @@ def test_a_finished_folder_is_returned_at_once(tmp_path, monkeypatch):
     write_documents(tmp_path / "in.jsonl", make_documents())
     path = str(tmp_path / "in.jsonl")
     manifest = make(tmp_path, path)
-    monkeypatch.setattr(shards, "read_documents", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(tokenization, "plan_units", lambda *_: pytest.fail("read again"))
     assert make(tmp_path, path) == manifest
     os.utime(path, ns=(5, 5))
     assert make(tmp_path, path) == manifest
@@ -251,29 +258,6 @@ def test_a_failing_write_leaves_no_shards_behind_that_anyone_believes(tmp_path, 
     assert verify_shards(tmp_path / "shards") == []
 
 
-def test_killed_tokenization_is_done_again(tmp_path):
-    write_documents(tmp_path / "in.jsonl", make_documents(2_000))
-    expected = make(tmp_path, str(tmp_path / "in.jsonl"), "expected", shard_tokens=2_000)
-    code = f"""
-import os, signal
-from lingua_synth.tokens import shards, tokenize, build_tokenizer
-write, count = shards._write_shard, 0
-def dying(*args):
-    global count
-    count += 1
-    if count == 20:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(*args)
-shards._write_shard = dying
-source, out = {str(tmp_path / "in.jsonl")!r}, {str(tmp_path / "shards")!r}
-tokenize(source, out, build_tokenizer("bytes"), shard_tokens=2_000, progress=False)
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    assert (tmp_path / "shards" / "shard-00018.arrow").exists()
-    assert make(tmp_path, str(tmp_path / "in.jsonl"), shard_tokens=2_000) == expected
-    assert verify_shards(tmp_path / "shards") == []
-
-
 def test_files_of_somebody_else_are_not_removed(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "shard-00000.arrow").write_bytes(b"mine")
@@ -295,11 +279,11 @@ def test_two_runs_into_one_folder(tmp_path):
 class Forgetful(type(BYTES)):
     """A vocabulary in which some texts have no tokens, as in SentencePiece models that drop spaces."""
 
-    def encode_batch(self, texts):
-        return [
-            ids[: 0 if "nothing" in text else None]
-            for text, ids in zip(texts, super().encode_batch(texts), strict=True)
-        ]
+    def encode_flat(self, texts):
+        return super(BYTES.__class__, self).encode_flat(texts)
+
+    def _encode(self, text):
+        return [] if "nothing" in text else super()._encode(text)
 
 
 def test_documents_without_tokens_are_counted(tmp_path):

@@ -1,0 +1,387 @@
+"""Pass 1 of tokenization: the input in units, and each unit's documents as tokens in a spill file.
+
+A unit is about 128 MB of input: small files together, or a stretch of a large one. Units follow from the names and
+sizes of the files alone; what is done with a document does not depend on the unit it is in, so neither the number of
+workers nor the size of the units shows in the result.
+
+A spill is an Arrow IPC file of record batches ("chunks") of bounded size, with the columns of a shard and `key`, the
+place of the document in the order to come: for a shuffle 64 bits hashed from the seed and where the document stands
+in its file, by which each chunk is sorted; else its number in the unit. A spill counts once its record, `unit-N.json`,
+is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lingua_synth.documents import Document
+from lingua_synth.documents.locations import is_url
+from lingua_synth.documents.parts import FilePart, TextReader, cut_file
+from lingua_synth.documents.reading import BadLine
+from lingua_synth.files import atomic_file, sha256_file, write_json
+from lingua_synth.tokens.shards import shard_schema
+from lingua_synth.tokens.tokenizer import Tokenizer
+from lingua_synth.tokens.workers import Report
+
+REPORT_INTERVAL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is held and done at a time. None of it shows in the shards."""
+
+    in_process_bytes: int = 16 << 20
+    """Input smaller than this is tokenized in the calling process: starting others would take longer."""
+    min_unit_bytes: int = 8 << 20
+    max_unit_bytes: int = 128 << 20
+    """Most bytes of input in a unit, unless one file that cannot be cut is larger."""
+    num_units: int = 64
+    """Units that an input of moderate size is cut into, so that many cores have work."""
+    chunk_bytes: int = 64 << 20
+    """Token bytes after which a chunk is spilled; a worker of pass 1 holds about twice as much."""
+    chunk_documents: int = 1 << 18
+    """Documents after which a chunk is spilled, however short."""
+    batch_lines: int = 1024
+    batch_chars: int = 4_000_000
+    """Text given to the tokenizer at a time, unless one document is longer."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every worker knows: the settings, and where to write."""
+
+    out_dir: Path
+    work_dir: Path
+    tokenizer: Tokenizer
+    add_bos: bool
+    add_eos: bool
+    shuffle_seed: int | None
+    shard_tokens: int
+    max_reject_rate: float
+    min_reject_count: int
+    sizes: Sizes
+
+    def spill(self, unit: int) -> Path:
+        return self.work_dir / f"unit-{unit:06d}.arrow"
+
+    def unit_record(self, unit: int) -> Path:
+        return self.work_dir / f"unit-{unit:06d}.json"
+
+    def unit_rejects(self, unit: int) -> Path:
+        return self.work_dir / f"unit-{unit:06d}.rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A share of the input: parts of files, each with the number of its file among the input's files."""
+
+    index: int
+    parts: tuple[tuple[int, FilePart], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the input files that the unit stands for."""
+        return sum(part.num_bytes for _, part in self.parts)
+
+    def __str__(self) -> str:
+        first, last = self.parts[0][1], self.parts[-1][1]
+        if first.file != last.file:
+            return f"{first.file} to {last.file}"
+        return first.file if first.is_whole else f"{first.file} ({first.start:,} to {last.stop:,})"
+
+
+def plan_units(files: Sequence[str], file_bytes: Sequence[int], sizes: Sizes) -> list[Unit]:
+    """Cut files of the given sizes into units: a function of these alone. ValueError for a damaged large parquet."""
+    unit_bytes = min(max(sum(file_bytes) // sizes.num_units, sizes.min_unit_bytes), sizes.max_unit_bytes)
+    units: list[Unit] = []
+    parts: list[tuple[int, FilePart]] = []
+    total = 0
+    for number, (file, size) in enumerate(zip(files, file_bytes, strict=True)):
+        for part in cut_file(file, size, unit_bytes):
+            if parts and total + part.num_bytes > unit_bytes:
+                units.append(Unit(len(units), tuple(parts)))
+                parts, total = [], 0
+            parts.append((number, part))
+            total += part.num_bytes
+    if parts:
+        units.append(Unit(len(units), tuple(parts)))
+    return units
+
+
+class Progress(NamedTuple):
+    """What a unit has done so far."""
+
+    num_bytes: int = 0
+    lines: int = 0
+    documents: int = 0
+    tokens: int = 0
+    rejected: int = 0
+    worst: tuple[int, int] = (0, 0)
+    """The lines and rejects read, at the end of that batch where the share of rejects was most above the limit."""
+
+
+class Reader(Protocol):
+    """Texts from anywhere: `TextReader`, or `ObjectReader`."""
+
+    num_lines: int
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]: ...
+
+
+class ObjectReader:
+    """Documents that come as objects; `sha256` of all of them stands for the files that there are not."""
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._documents = documents
+        self.sha256 = hashlib.sha256()
+        self.num_lines = 0
+        self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+        for place, document in enumerate(self._documents):
+            found: tuple[str, str] | BadLine = (document.id, document.text)
+            try:
+                text = document.text.encode("utf-8")
+            except UnicodeEncodeError:
+                text = document.text.encode("utf-8", errors="surrogatepass")
+                found = BadLine("lone surrogate")
+            if not document.text or document.text.isspace():
+                found = BadLine("empty text")
+            for value in (document.id.encode("utf-8", errors="surrogatepass"), text):
+                self.sha256.update(len(value).to_bytes(8, "little") + value)
+            self.num_bytes += len(text)
+            yield place + 1, place, found
+
+
+def document_keys(shuffle_seed: int, file_numbers: Sequence[int], places: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """Keys, uint64, whose order is the shuffled order of the documents.
+
+    The key of the document at `place` of a file is the output at that position of SplitMix64 (Steele, Lea, Flood:
+    Fast Splittable Pseudorandom Number Generators, 2014), seeded with 64 bits of SHA-256 of the seed and the file's
+    number. No two documents of one file share a key, and sorting by it is a uniform random permutation as far as
+    that generator is random. Equal keys of two files (below one pair in a billion documents) stay in input order.
+    """
+    seeds = {
+        number: int.from_bytes(hashlib.sha256(f"{shuffle_seed} {number}".encode()).digest()[:8], "little")
+        for number in set(file_numbers)
+    }
+    state = np.array([seeds[number] for number in file_numbers], dtype=np.uint64)
+    state += (np.array(places, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def spill_schema(dtype: np.dtype[Any]) -> Any:
+    """Arrow schema of a spill: a shard's, and the key."""
+    import pyarrow as pa
+
+    return shard_schema(dtype).append(pa.field("key", pa.uint64(), nullable=False))
+
+
+def scatter(target: npt.NDArray[Any], starts: Sequence[int], arrays: Sequence[npt.NDArray[Any]]) -> None:
+    """Copy each array into `target`, from its start on."""
+    for start, array in zip(starts, arrays, strict=True):
+        target[start : start + len(array)] = array
+
+
+# --- one unit ---
+
+
+def run_unit(task: Task, unit: Unit, report: Report) -> dict[str, Any]:
+    """Tokenize a unit into its spill; returns its record, which stands in the work folder as well."""
+    return run_readers(task, unit.index, [(number, TextReader(part)) for number, part in unit.parts], report)
+
+
+def run_readers(
+    task: Task, index: int, readers: Sequence[tuple[int, TextReader | ObjectReader]], report: Report
+) -> dict[str, Any]:
+    """`run_unit` over any readers, each with the number of its file."""
+    import pyarrow as pa
+
+    hashes: dict[str, str] = {}
+    with (
+        open(task.unit_rejects(index), "w", encoding="utf-8") as rejects,
+        atomic_file(task.spill(index), "wb") as file,
+        pa.ipc.new_file(file, spill_schema(task.tokenizer.dtype)) as writer,
+    ):
+        run = _UnitRun(task, writer, rejects, report)
+        for part, (number, reader) in enumerate(readers):
+            run.read(part, number, reader)
+            if isinstance(reader, TextReader) and reader.part.is_whole and not is_url(reader.part.file):
+                hashes[str(number)] = sha256_file(reader.part.file)  # now, while the file is in the page cache
+        run.end_chunk()
+        rejects.flush()
+        os.fsync(rejects.fileno())
+    if not run.rejected:
+        task.unit_rejects(index).unlink()
+    record = run.record() | {"spill_bytes": task.spill(index).stat().st_size, "sha256": hashes}
+    write_json(task.unit_record(index), record)
+    return record
+
+
+class _UnitRun:
+    """Lines in, chunks out, and counts of both."""
+
+    def __init__(self, task: Task, writer: Any, rejects: Any, report: Report) -> None:
+        self._task, self._writer, self._rejects_file, self._report = task, writer, rejects, report
+        self._before = [task.tokenizer.bos_id] * task.add_bos
+        self._after = [task.tokenizer.eos_id] * task.add_eos
+        self._last_report = time.monotonic()
+        self._lines_per_part: list[int] = []
+        self._reasons: dict[str, int] = {}
+        self._skipped: dict[str, int] = {}
+        self.rejected = 0
+        self._worst = (0, 0)
+        self._num_bytes = self._lines = self._documents = self._tokens = self._text_bytes = 0
+        # A batch: what the tokenizer gets.
+        self._batch: list[tuple[str, str, int, int]] = []
+        # A chunk: documents that wait to be spilled.
+        self._ids: list[str] = []
+        self._arrays: list[npt.NDArray[Any]] = []
+        self._text_lengths: list[int] = []
+        self._keys: list[npt.NDArray[np.uint64]] = []
+        self._chunk_tokens = 0
+
+    def read(self, part: int, file_number: int, reader: TextReader | ObjectReader) -> None:
+        sizes, batch = self._task.sizes, self._batch
+        bytes_before, lines_before = self._num_bytes, self._lines
+        counts_lines = isinstance(reader, TextReader)  # of objects, what is no document is skipped, not rejected
+        num_lines = num_chars = 0
+        for line, place, found in reader:
+            num_lines += 1
+            if isinstance(found, BadLine):
+                if counts_lines:
+                    self._reject(part, line, str(found))
+                else:
+                    self._skip(str(found))
+            else:
+                batch.append((*found, file_number, place))
+                num_chars += len(found[1])
+            if num_lines >= sizes.batch_lines or num_chars >= sizes.batch_chars:
+                self._num_bytes = bytes_before + reader.num_bytes
+                self._lines = lines_before + reader.num_lines
+                self._end_batch()
+                num_lines = num_chars = 0
+        self._num_bytes = bytes_before + (reader.part.num_bytes if isinstance(reader, TextReader) else reader.num_bytes)
+        self._lines = lines_before + reader.num_lines
+        self._lines_per_part.append(reader.num_lines)
+        self._end_batch()
+
+    def _reject(self, part: int, line: int, reason: str) -> None:
+        self._rejects_file.write(json.dumps([part, line, reason], ensure_ascii=False) + "\n")
+        self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        self.rejected += 1
+
+    def _skip(self, reason: str) -> None:
+        self._skipped[reason] = self._skipped.get(reason, 0) + 1
+
+    def _end_batch(self) -> None:
+        if self._batch:
+            self._encode_batch()
+        if self._lines >= self._task.min_reject_count:
+            self._worst = max(self._worst, (self._lines, self.rejected), key=self._excess)
+        sizes = self._task.sizes
+        if (
+            self._chunk_tokens * self._task.tokenizer.dtype.itemsize >= sizes.chunk_bytes
+            or len(self._ids) >= sizes.chunk_documents
+        ):
+            self.end_chunk()
+        if time.monotonic() - self._last_report >= REPORT_INTERVAL_S:
+            self._rejects_file.flush()  # the receiver may read it
+            self._report(self.progress())
+            self._last_report = time.monotonic()
+
+    def _excess(self, counts: tuple[int, int]) -> float:
+        return counts[1] - self._task.max_reject_rate * counts[0]
+
+    def _encode_batch(self) -> None:
+        tokenizer = self._task.tokenizer
+        texts = [entry[1] for entry in self._batch]
+        flat, lengths = tokenizer.encode_flat(texts)
+        ends = np.cumsum(lengths).tolist()
+        arrays = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        # Most text is ASCII, where the answer is known; for the rest the tokenizer has left its UTF-8 in the string.
+        text_lengths = [len(text) if text.isascii() else len(text.encode()) for text in texts]
+        batch = self._batch
+        if len(lengths) and not lengths.all():
+            kept = np.flatnonzero(lengths).tolist()
+            for _ in range(len(batch) - len(kept)):
+                self._skip("zero tokens")
+            batch, arrays = [batch[i] for i in kept], [arrays[i] for i in kept]
+            text_lengths = [text_lengths[i] for i in kept]
+        if self._task.shuffle_seed is None:
+            keys = np.arange(self._documents, self._documents + len(batch), dtype=np.uint64)
+        else:
+            keys = document_keys(self._task.shuffle_seed, [entry[2] for entry in batch], [entry[3] for entry in batch])
+        self._ids += [entry[0] for entry in batch]
+        self._arrays += arrays
+        self._text_lengths += text_lengths
+        self._keys.append(keys)
+        num_tokens = int(lengths.sum()) + len(batch) * (len(self._before) + len(self._after))
+        self._chunk_tokens += num_tokens
+        self._tokens += num_tokens
+        self._documents += len(batch)
+        self._text_bytes += sum(text_lengths)
+        self._batch.clear()
+
+    def end_chunk(self) -> None:
+        """Spill the documents that wait, in the order of their keys."""
+        import pyarrow as pa
+
+        if not self._ids:
+            return
+        keys = np.concatenate(self._keys)
+        arrays, ids, text_lengths = self._arrays, self._ids, np.array(self._text_lengths, dtype=np.uint64)
+        if self._task.shuffle_seed is not None:
+            order = np.argsort(keys, kind="stable")
+            keys, text_lengths = keys[order], text_lengths[order]
+            arrays, ids = [arrays[i] for i in order], [ids[i] for i in order]
+        num_before, num_after = len(self._before), len(self._after)
+        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, arrays), np.int64, len(ids)) + (num_before + num_after), out=offsets[1:])
+        tokens = np.empty(offsets[-1], dtype=self._task.tokenizer.dtype)
+        if num_before:
+            tokens[offsets[:-1]] = self._before
+        if num_after:
+            tokens[offsets[1:] - 1] = self._after
+        scatter(tokens, (offsets[:-1] + num_before).tolist(), arrays)
+        schema = spill_schema(tokens.dtype)
+        columns = [
+            pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=schema.field("tokens").type),
+            pa.array(text_lengths),
+            pa.array(ids, pa.large_string()),
+            pa.array(keys),
+        ]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        self._ids, self._arrays, self._text_lengths, self._keys, self._chunk_tokens = [], [], [], [], 0
+
+    def progress(self) -> Progress:
+        return Progress(self._num_bytes, self._lines, self._documents, self._tokens, self.rejected, self._worst)
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "documents": self._documents,
+            "tokens": self._tokens,
+            "bytes": self._text_bytes,
+            "input_bytes": self._num_bytes,
+            "lines": self._lines_per_part,
+            "rejected": self.rejected,
+            "reasons": self._reasons,
+            "skipped": self._skipped,
+            "worst": self._worst,
+            "max_reject_rate": self._task.max_reject_rate,
+        }
