@@ -11,8 +11,11 @@ import abc
 import base64
 import binascii
 import os
+import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from importlib.metadata import version
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import sha256_bytes, sha256_json, what_is_there
+from lingua_synth.tokens.fast_bpe import SAMPLE_CHARS, FastPathUnavailable, VerifiedBPE
+from lingua_synth.tokens.llama3 import find_llama3_ranks
 
 TOKENIZERS = ("bytes", "sp", "tiktoken")
 
@@ -73,6 +78,13 @@ class Tokenizer(abc.ABC):
         for asked, token_id, which in ((add_bos, self.bos_id, "bos"), (add_eos, self.eos_id, "eos")):
             if asked and token_id < 0:
                 raise ValueError(f"the vocabulary {self.path} has no {which.upper()} token; set add_{which}=false")
+
+    def prepare(self) -> str:
+        """Do now what `encode_flat` would do at its first use on a corpus; returns what encodes, for the log.
+
+        Called before processes are forked, it is done once for all of them.
+        """
+        return self.name
 
     def describe(self) -> dict[str, Any]:
         """What shards and checkpoints record: name, path, sha256, n_words, bos_id, eos_id."""
@@ -191,6 +203,8 @@ LINGUA_SPECIAL_TOKENS = {
 NUM_SPECIAL_TOKENS = 256
 # Lingua cuts there before encoding; ids around a cut differ from those of the uncut text.
 MAX_ENCODE_CHARS = 400_000
+# Starting gigatoken takes as long as tiktoken needs for some 10 million characters; small corpora never pay for it.
+FAST_AFTER_CHARS = 4_000_000
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -198,30 +212,37 @@ class TiktokenTokenizer(Tokenizer):
 
     With Llama 3's file: 128,256 words, BOS 128000, EOS 128001. The file is read here and not by tiktoken's own
     loader, which keeps a copy under the path's name and would go on using it after the file has changed.
+
+    Where gigatoken is installed and `fast`, `encode_flat` uses it from `FAST_AFTER_CHARS` on, after comparing its ids
+    (`fast_bpe.py`); otherwise one warning says why not. Ids are the same either way.
     """
 
     name = "tiktoken"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, fast: bool = True) -> None:
         try:
             import tiktoken
         except ImportError:
             raise ValueError("tokenizer tiktoken needs tiktoken: pip install tiktoken") from None
-        ranks = _parse_ranks(_read_vocabulary(path, "tiktoken", "a tiktoken rank file"), path)
+        self._ranks = _parse_ranks(_read_vocabulary(path, "tiktoken", "a tiktoken rank file"), path)
         specials = {
-            LINGUA_SPECIAL_TOKENS.get(i, f"<|reserved_special_token_{i}|>"): len(ranks) + i
+            LINGUA_SPECIAL_TOKENS.get(i, f"<|reserved_special_token_{i}|>"): len(self._ranks) + i
             for i in range(NUM_SPECIAL_TOKENS)
         }
         self._encoding = tiktoken.Encoding(
-            name=Path(path).stem, pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+            name=Path(path).stem, pat_str=LLAMA3_PATTERN, mergeable_ranks=self._ranks, special_tokens=specials
         )
+        self._fast: VerifiedBPE | None = None
+        self._wants_fast = fast
+        self._num_chars = 0
         self.path = str(path)
         self.n_words = self._encoding.n_vocab
         self.bos_id = specials["<|begin_of_text|>"]
         self.eos_id = specials["<|end_of_text|>"]
+        in_order = sorted(self._ranks.items())
         self.sha256 = sha256_json(
             {
-                "ranks": sha256_bytes(b"".join(b"%d %d " % (rank, len(t)) + t for t, rank in sorted(ranks.items()))),
+                "ranks": sha256_bytes(b"".join(b"%d %d " % (rank, len(token)) + token for token, rank in in_order)),
                 "specials": specials,
                 "pattern": LLAMA3_PATTERN,
             }
@@ -232,6 +253,40 @@ class TiktokenTokenizer(Tokenizer):
             return self._encoding.encode_ordinary(text)
         return [i for part in _cut(text) for i in self._encoding.encode_ordinary(part)]
 
+    def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        if self._wants_fast:
+            self._num_chars += sum(map(len, texts))
+            if self._num_chars > FAST_AFTER_CHARS:
+                parts = [_cut(text) for text in texts]
+                if encoded := self._encode_fast([part for cut in parts for part in cut]):
+                    ids, lengths = encoded
+                    if len(lengths) != len(texts):
+                        lengths = np.add.reduceat(lengths, np.cumsum([0, *map(len, parts[:-1])]))
+                    return ids.astype(self.dtype, copy=False), lengths
+        return super().encode_flat(texts)
+
+    def prepare(self) -> str:
+        if self._wants_fast:
+            self._num_chars += FAST_AFTER_CHARS
+            self._encode_fast([])
+        library = "tiktoken" if self._fast is None else "gigatoken"
+        return f"{library} {version(library)}"
+
+    def _encode_fast(self, parts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None:
+        """Ids of `parts` by gigatoken, or None, once and for all and with a warning, where it cannot be used."""
+        try:
+            if self._fast is None:
+                num_sampled = bisect_right(list(accumulate(map(len, parts))), SAMPLE_CHARS) + 1
+                self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, super().encode_flat, parts[:num_sampled])
+            return self._fast.encode(parts)
+        except FastPathUnavailable as reason:
+            self._fast, self._wants_fast = None, False
+            warnings.warn(f"tokenizing with tiktoken, not with gigatoken (20 times faster): {reason}", stacklevel=2)
+            return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fast": None}  # made again, and compared again, by the process that receives it
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
 
@@ -240,8 +295,11 @@ class TiktokenTokenizer(Tokenizer):
         return _readable(self._encoding.decode_single_token_bytes(int(token_id)))
 
 
-def build_tokenizer(name: str, path: str | None = None) -> Tokenizer:
+def build_tokenizer(name: str, path: str | None = None, fast: bool = True) -> Tokenizer:
     """The tokenizer by Lingua's name: `bytes`; `sp` with a SentencePiece model file; `tiktoken` with a rank file.
+
+    `tiktoken` without a path takes Llama 3's file from the installed package `llama-models`. `fast` lets it use
+    gigatoken where that is installed and gives the same ids.
 
     Raises ValueError for another name, a missing file, a file that is not what the name says, a missing package.
     """
@@ -253,13 +311,17 @@ def build_tokenizer(name: str, path: str | None = None) -> Tokenizer:
         return ByteTokenizer()
     if name not in TOKENIZERS:
         raise ValueError(f"no tokenizer {name!r}; known are {', '.join(TOKENIZERS)}")
-    if not path:
-        what = "SentencePiece model file" if name == "sp" else "tiktoken rank file (Llama 3's tokenizer.model)"
-        raise ValueError(f"tokenizer {name} needs tokenizer.path: its {what}")
-    return SentencePieceTokenizer(path) if name == "sp" else TiktokenTokenizer(path)
+    if name == "sp":
+        if not path:
+            raise ValueError("tokenizer sp needs tokenizer.path: its SentencePiece model file")
+        return SentencePieceTokenizer(path)
+    return TiktokenTokenizer(path or find_llama3_ranks(), fast)
 
 
 def _cut(text: str) -> list[str]:
+    """The parts that are encoded on their own; one part, empty, for an empty text."""
+    if len(text) <= MAX_ENCODE_CHARS:
+        return [text]
     return [text[i : i + MAX_ENCODE_CHARS] for i in range(0, len(text), MAX_ENCODE_CHARS)]
 
 

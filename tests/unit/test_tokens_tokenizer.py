@@ -186,7 +186,6 @@ def test_a_vocabulary_that_cannot_be_learned_is_refused(tmp_path, texts, vocab_s
     [
         ("word", None, r"no tokenizer 'word'; known are bytes, sp, tiktoken"),
         ("sp", None, "tokenizer sp needs tokenizer.path"),
-        ("tiktoken", None, "tokenizer tiktoken needs tokenizer.path"),
         ("bytes", b"", "tokenizer bytes has no file"),
         ("sp", "missing", r"there is no file .*missing; .* holds"),
         ("tiktoken", "missing", r"there is no file .*missing; .* holds"),
