@@ -65,7 +65,7 @@ class Workers:
     def run(
         self, jobs: Iterable[Job], on_report: Callable[[int, Any], None], on_result: Callable[[int, Any], None]
     ) -> None:
-        """Run all jobs, started in their order; for job i `on_report(i, value)` and `on_result(i, value)` are called here.
+        """Run all jobs, started in order; for job i `on_report(i, value)` and `on_result(i, value)` are called here.
 
         What a job raises is raised here, as is what the callbacks raise: the caller leaves the `with` block, and
         the other workers are ended. ChildProcessError when a worker dies.
