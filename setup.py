@@ -19,6 +19,11 @@ EXTRAS = {
     "quickstart": TRAIN + REPORT + GENERATE,
     "vllm": ["vllm>=0.10"],
     "gpu": ["xformers>=0.0.29"],
+    # Meta's package, for the tokenizer.model in it. It asks for some 20 MB of small packages that are not needed here:
+    # `pip install --no-deps llama-models` serves as well.
+    "llama3": ["llama-models>=0.3"],
+    # One version, the one whose ids were compared (lingua_synth/tokens/fast_bpe.py accepts no other).
+    "fast": ["gigatoken==0.10.0"],
     "formats": ["zstandard>=0.22", "fsspec>=2024.2", "orjson>=3.9"],
 }
 EXTRAS["dev"] = sorted(

@@ -214,7 +214,8 @@ def differing_characters(pattern: str) -> list[str]:
     def differing(groups: Sequence[Sequence[str]]) -> list[Sequence[str]]:
         texts = ["".join(f"a{char}a {char}\n" for char in group) for group in groups]
         ids = [slow.encode_ordinary(text) for text in texts]
-        reference = np.array(list(chain.from_iterable(ids))), np.array([len(text) for text in ids])
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        reference = np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths
         return [groups[i] for i in _differing(fast(texts), reference)]
 
     blocks: dict[int, list[str]] = {}
@@ -265,7 +266,7 @@ SPACES += ["\u2003", "\u2028", "\u200b", "\u3000"]
 WORDS = (
     "don't I'LL we'Ve it\u2019s 'S '\u017f x'D 'll'll hello World a_b fooBar http://a.b/c?d=e#f --- === !!! ... "
     "(){}[]; 1 12 1234567 3.14 \u00bd \u2167 \u0663\u0664\u0665\u0666 \uff11\uff12\uff13\uff14 "
-    "na\u00efve \ufb01 \u0130stanbul I\u0307 \u00df \u212a \u00b5m "
+    "na\u00efve \ufb01 \u0130stanbul I\u0307 \u00df \u01c5 \u212a \u00b5m "
     "<|end_of_text|> <|begin_of_text|> <|reserved_special_token_7|> <|fim_pad|> <|eot_id|> <| |> "
     "日本語のテキスト 中文， 한국어 привет مرحبا नमस्ते ไทย e\u0301 \u0301 \ufeff \ufffd \x00 \x7f "
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7 \u2728\ufe0f"

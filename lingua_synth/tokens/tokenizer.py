@@ -263,7 +263,7 @@ class TiktokenTokenizer(Tokenizer):
                     if len(lengths) != len(texts):
                         lengths = np.add.reduceat(lengths, np.cumsum([0, *map(len, parts[:-1])]))
                     return ids.astype(self.dtype, copy=False), lengths
-        return super().encode_flat(texts)
+        return self._reference(texts)
 
     def prepare(self) -> str:
         if self._wants_fast:
@@ -272,12 +272,16 @@ class TiktokenTokenizer(Tokenizer):
         library = "tiktoken" if self._fast is None else "gigatoken"
         return f"{library} {version(library)}"
 
+    def _reference(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """`encode_flat` by tiktoken."""
+        return super().encode_flat(texts)
+
     def _encode_fast(self, parts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None:
         """Ids of `parts` by gigatoken, or None, once and for all and with a warning, where it cannot be used."""
         try:
             if self._fast is None:
                 num_sampled = bisect_right(list(accumulate(map(len, parts))), SAMPLE_CHARS) + 1
-                self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, super().encode_flat, parts[:num_sampled])
+                self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, self._reference, parts[:num_sampled])
             return self._fast.encode(parts)
         except FastPathUnavailable as reason:
             self._fast, self._wants_fast = None, False
