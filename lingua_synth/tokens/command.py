@@ -1,7 +1,7 @@
 """`lingua-synth tokenize`: documents into token shards, and the check of shards that are there.
 
 lingua-synth tokenize documents=data/corpus out=data/shards tokenizer.name=tiktoken tokenizer.path=tokenizer.model
-lingua-synth tokenize verify out=data/shards
+lingua-synth tokenize verify=data/shards                       (or, the same: tokenize verify out=data/shards)
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ ACTIONS = ("run", "verify")
 
 @dataclass
 class TokenizeArgs:
-    """Tokenize documents once, for every run and any ratio. The word before the keys: run (the default) or verify."""
+    """Tokenize documents once, for every run and any ratio; killed, the same command goes on from where it was.
+
+    The word before the keys: run (the default) or verify. `verify=DIR` alone is short for `verify out=DIR`.
+    """
 
     documents: str = ""
     """File, folder (recursive), glob or fsspec URL: .jsonl, .jsonl.gz, .jsonl.zst, .parquet; python:// is built in."""
@@ -37,18 +40,22 @@ class TokenizeArgs:
     add_eos: bool = True
     """Put EOS after every document."""
     shuffle_seed: int | None = 0
-    """Seed of the permutation of documents (keeps all tokens in memory); null keeps the order of the input."""
+    """Seed of the permutation of documents; null keeps the order of the input."""
     shard_tokens: int = 1 << 26
-    """Most tokens in one file, at least 1; a document is never cut."""
+    """Most tokens in one file, at least 1; a document is never cut. Each worker holds one file in memory."""
     max_reject_rate: float = 0.01
     """Largest share of input lines, in [0, 1], that may be no documents before the run stops."""
+    num_workers: int | None = None
+    """Processes; null for one per core. The shards are the same for any number."""
     progress: bool = True
     """Show a progress bar on stderr."""
 
 
 @dataclass
 class VerifyArgs:
-    """Check a folder of token shards against its manifest: every file, every byte."""
+    """Check a folder of token shards against its manifest: every file, every byte. `tokenize verify=DIR` is short for
+    `tokenize verify out=DIR`.
+    """
 
     out: str = ""
     """Folder of the shards."""
@@ -57,6 +64,8 @@ class VerifyArgs:
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb; returns 0, or 1 when `verify` finds a problem. ValueError for bad input."""
     action, words = (argv[0], argv[1:]) if argv and argv[0] in ACTIONS else ("run", argv)
+    if action == "run" and any(word.startswith("verify=") for word in words):
+        action, words = "verify", [f"out={word[7:]}" if word.startswith("verify=") else word for word in words]
     return _verify(words) if action == "verify" else _run(words)
 
 
@@ -75,6 +84,7 @@ def _run(words: Sequence[str]) -> int:
         shuffle_seed=args.shuffle_seed,
         shard_tokens=args.shard_tokens,
         max_reject_rate=args.max_reject_rate,
+        num_workers=args.num_workers,
         progress=args.progress,
     )
     print(

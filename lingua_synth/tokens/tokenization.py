@@ -154,11 +154,10 @@ def _work_plan(settings: dict[str, Any], described: list[dict[str, Any]]) -> dic
 def _begin(out_dir: Path, work_dir: Path, plan: dict[str, Any] | None) -> None:
     """Make the folders ready: with the finished work of an interrupted run of the same plan, else empty."""
     plan_file = work_dir / "plan.json"
+    for file in (*out_dir.glob(f".shard-*{TEMPORARY_SUFFIX}"), *work_dir.glob(f".*{TEMPORARY_SUFFIX}")):
+        file.unlink()  # of writers that were killed
     if (out_dir / MARKER).exists() and plan_file.exists():
         if plan is not None and read_json(plan_file) == plan:
-            for folder in (out_dir, work_dir):
-                for file in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-                    file.unlink()
             return
         if plan is not None:
             warnings.warn(
@@ -331,7 +330,7 @@ class _Run:
         for plan in plans:
             if (entry := self._finished_shard(plan)) is not None:
                 entries[plan.index] = entry
-        with _Bar("write shards", "tokens", num_tokens, self._progress, list(entries.values())) as bar:
+        with _Bar("write shards", "tok", num_tokens, self._progress, list(entries.values())) as bar:
             hashing = self._files_to_hash()
             writing = [plan for plan in plans if plan.index not in entries]
 
@@ -392,7 +391,7 @@ class _Judge:
     def __init__(self, rejects: Rejects) -> None:
         self._rejects = rejects
         self._first_open = 0
-        self._lines = self._rejected = 0
+        self._lines, self._rejected = rejects.num_read, rejects.num_rejected
 
     def find_excess(
         self, records: dict[int, dict[str, Any]], unit: int, seen: Progress | None
@@ -428,8 +427,7 @@ class _Bar:
         self._open: dict[int, Progress] = {}
         self._done = Progress(*(sum(values) for values in zip(*map(_counts, resumed), strict=True)))
         self._resumed = self._done
-        in_bytes = unit == "B"
-        self._position = (lambda each: each.num_bytes) if in_bytes else (lambda each: each.tokens)
+        self._reads = unit == "B"
         self._bar = tqdm(
             total=total, initial=self._position(self._done), unit=unit, unit_scale=True, desc=desc,
             disable=not progress, dynamic_ncols=True,
@@ -458,12 +456,14 @@ class _Bar:
             return
         now = [self._done, *self._open.values()]
         rate = (sum(each.tokens for each in now) - self._resumed.tokens) / max(time.monotonic() - self._begun, 1e-3)
-        self._bar.set_postfix_str(
-            f"{rate / 1e6:.2f} Mtok/s, {sum(each.documents for each in now):,} documents, "
-            f"{sum(each.rejected for each in now):,} rejects",
-            refresh=False,
-        )
+        counts = f"{sum(each.documents for each in now):,} documents"
+        if self._reads:
+            counts = f"{rate / 1e6:.2f} Mtok/s, {counts}, {sum(each.rejected for each in now):,} rejects"
+        self._bar.set_postfix_str(counts, refresh=False)
         self._bar.update(sum(map(self._position, now)) - self._bar.n)
+
+    def _position(self, seen: Progress) -> int:
+        return seen.num_bytes if self._reads else seen.tokens
 
 
 def _counts(record: dict[str, Any]) -> tuple[int, int, int, int, int]:

@@ -29,6 +29,10 @@ from typing import Any
 
 Report = Callable[[Any], None]
 
+# Arrays of some ten MB come and go all the time, and glibc hands each back to the system, which then has to clear its
+# pages again: 0.73 s of system time per 87 MB of text tokenized, against 0.23 s with these.
+MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -113,7 +117,7 @@ class Workers:
                 [sys.executable, "-P", "-c", "import sys; from lingua_synth.tokens.workers import serve; "
                  "serve(int(sys.argv[1]), int(sys.argv[2]))", str(theirs.fileno()), str(self._lifeline_end)],
                 pass_fds=(theirs.fileno(), self._lifeline_end), stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": search_path},
+                env={**MALLOC_SETTINGS, **os.environ, "PYTHONPATH": search_path},
             )  # fmt: skip
         connection = Connection(ours.detach())
         self._processes[connection] = process
