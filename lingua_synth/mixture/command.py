@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from lingua_synth.config import parse_args
 from lingua_synth.mixture.args import SourceArgs
+from lingua_synth.mixture.mixture import Mixture
 from lingua_synth.mixture.plan import plan_report
-from lingua_synth.mixture.ratios import Mixture, validate_count
+from lingua_synth.mixture.ratios import validate_count
 
 PROG = "lingua-synth mix"
 

@@ -10,23 +10,33 @@ ranks and any micro-batch; a run saved on 8 ranks goes on on 2, and the state is
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from lingua_synth.files import sha256_json
 from lingua_synth.mixture.batch import Batch
+from lingua_synth.mixture.course import Course, validate_history
+from lingua_synth.mixture.mixture import Mixture
 from lingua_synth.mixture.order import GlobalOrder
-from lingua_synth.mixture.plan import TokenSourceLike, count_windows, plan_report, validate_names
+from lingua_synth.mixture.plan import (
+    MixturePlan,
+    TokenSourceLike,
+    count_windows,
+    follow,
+    plan_report,
+    validate_names,
+)
 from lingua_synth.mixture.prefetch import Prefetcher
-from lingua_synth.mixture.ratios import Mixture, Ratio, validate_count
+from lingua_synth.mixture.ratios import Ratio, validate_count
 from lingua_synth.mixture.reader import Reader
-from lingua_synth.mixture.schedule import MAX_POSITION
-from lingua_synth.mixture.strict import build_schedule
+from lingua_synth.mixture.schedule import MAX_POSITION, Schedule
+from lingua_synth.mixture.strict import StrictSchedule
 
-STATE_VERSION = 1
-# Sources whose shards and ratio the state names one by one; of more it keeps one hash, to stay small.
+STATE_VERSION = 2
+# Sources whose shards and ratios the state names one by one; of more it keeps hashes, to stay small.
 SOURCES_BY_NAME = 16
 
 
@@ -100,36 +110,72 @@ class MixtureLoader:
         self.mixture = mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
         validate_names(sources, mixture)
         _refuse_other_tokenizer({name: sources[name] for name in mixture.names})
-        self.schedule = build_schedule(mixture, schedule)
         self.num_windows = {
             name: count_windows(sources[name].num_tokens, self.seq_len, self.n_views) for name in mixture.names
         }
         """Sequences of one pass over each source."""
-        self.num_sequences = None if num_sequences is None else validate_count("num_sequences", num_sequences)
-        # Without a length the first global batch is checked here, and the iterator checks the others.
-        asked = self.global_batch_size if self.num_sequences is None else self.num_sequences
-        plan = plan_report(sources, mixture, asked, self.seq_len, schedule=self.schedule, n_views=self.n_views)
-        self._runs_out_at = plan.max_num_sequences
+        self.schedule: Schedule | StrictSchedule
+        """What the stream follows, from the first position on."""
+        self.plan: MixturePlan | None
+        """What the run asks of its sources, and what happens where one is used up; None without `num_sequences`."""
+        self.num_sequences: int | None
+        """Length of the stream; below the one asked for where `on_exhaustion` ends it before."""
+        self._sources = {name: sources[name] for name in mixture.names}
+        self._kind = schedule
+        self._asked = None if num_sequences is None else validate_count("num_sequences", num_sequences)
         self._prefetch = validate_count("prefetch", prefetch)
+        self._document_boundaries = document_boundaries
+        self._pin_memory = pin_memory and _has_cuda()
+        self._slot_permutation = slot_permutation
+        self._position, self._micro_batch = 0, 0
+        self._batches: Iterator[Batch] = iter(())
+        self._follow(None)
+        self._warn_of_notices()
+        self._go_to(0)
+
+    def _warn_of_notices(self) -> None:
+        if self.dp_rank == 0 and self.plan is not None:
+            for notice in self.plan.notices():
+                warnings.warn(f"mixture: {notice}", stacklevel=4)
+
+    def _follow(self, after: tuple[Course, int] | None) -> None:
+        """Settle the schedule and the end of the stream; `after`: the course behind it, up to a position."""
+        mixture, sources = self.mixture, self._sources
+        if self._asked is None:
+            followed = follow(mixture, self.num_windows, None, self.seq_len, schedule=self._kind, after=after)
+            self.plan, self.schedule, self._end = None, followed.schedule, followed.end
+            start = after[1] if after else 0
+            if followed.end is not None and followed.end < start + self.global_batch_size:
+                if mixture.is_constant and after is None:  # the plan of one global batch has the numbers
+                    constant = Mixture(mixture.ratios, mixture.max_epochs)
+                    plan_report(sources, constant, self.global_batch_size, self.seq_len, n_views=self.n_views)
+                raise ValueError(
+                    f"the sources are used up at position {followed.end:,}: they cannot give one global batch of "
+                    f"{self.global_batch_size:,} sequences from position {start:,}; raise max_epochs or lower it"
+                )
+            self.num_sequences = None
+        else:
+            self.plan = plan_report(
+                sources, mixture, self._asked, self.seq_len, schedule=self._kind, n_views=self.n_views, after=after
+            )
+            self.schedule, self._end = self.plan.schedule, self.plan.end
+            self.num_sequences = self._asked
+            if self.plan.end < self._asked:
+                self.num_sequences = self.plan.end // self.global_batch_size * self.global_batch_size
         self._reader = Reader(
             order=GlobalOrder(self.schedule, self.num_windows, self.seed),
-            windows=[sources[name].window for name in mixture.names],
-            documents=_document_starts(sources, mixture.names) if document_boundaries else None,
+            windows=[source.window for source in sources.values()],
+            documents=_document_starts(sources) if self._document_boundaries else None,
             seq_len=self.seq_len,
             n_views=self.n_views,
             batch_size=self.batch_size,
             global_batch_size=self.global_batch_size,
             first_slot=self.dp_rank * self.global_batch_size // self.dp_size,
             num_slots=self.global_batch_size // self.dp_size,
-            slot_permutation=slot_permutation,
-            pin_memory=pin_memory and _has_cuda(),
-            end=self._runs_out_at if self.num_sequences is None else self.num_sequences,
+            slot_permutation=self._slot_permutation,
+            pin_memory=self._pin_memory,
+            end=MAX_POSITION if self._end is None else self._end,
         )
-        self.fingerprint = self._fingerprint(sources, schedule)
-        """What the stream is a function of, in parts that can be named: what `load_state_dict` compares."""
-        self._position, self._micro_batch = 0, 0
-        self._batches: Iterator[Batch] = iter(())
-        self._go_to(0)
 
     # --- iteration ---
 
@@ -140,11 +186,13 @@ class MixtureLoader:
         if self._micro_batch == 0:
             if self.num_sequences is not None and self._position >= self.num_sequences:
                 raise StopIteration
-            if self._position + self.global_batch_size > self._runs_out_at:
+            if self._position + self.global_batch_size > self._reader.end:
+                if self.mixture.on_exhaustion != "refuse":
+                    raise StopIteration
                 raise ValueError(
-                    f"the sources are used up: a source exceeds its max_epochs at position {self._runs_out_at:,}, in "
-                    f"the global batch at {self._position:,}. Raise its max_epochs, or give num_sequences "
-                    f"to end before"
+                    f"the sources are used up: a source exceeds its max_epochs at position {self._reader.end:,}, in "
+                    f"the global batch at {self._position:,}. Raise its max_epochs, give num_sequences to end before, "
+                    "or set on_exhaustion"
                 )
         batch = next(self._batches)
         self._micro_batch += 1
@@ -206,7 +254,9 @@ class MixtureLoader:
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """`{"version", "fingerprint", "position"}`: plain data, the same on every rank, good for any number of ranks.
+        """Plain data, the same on every rank, good for any number of ranks: version, fingerprint, position, stages.
+
+        `stages` is the history of the ratios up to the position; a strict schedule adds its counters.
 
         Raises ValueError inside a global batch: some of its micro-batches are delivered and some are not.
         """
@@ -216,54 +266,138 @@ class MixtureLoader:
                 f"{self._reader.micro_batches} micro-batches of the one at position {self._position:,} are "
                 "delivered: take the state after the last"
             )
-        return {"version": STATE_VERSION, "fingerprint": dict(self.fingerprint), "position": self._position}
+        state = {"version": STATE_VERSION, "fingerprint": dict(self.fingerprint), "position": self._position}
+        course = self.schedule.course
+        by_name = len(course.read) <= SOURCES_BY_NAME
+        state["stages"] = course.history(self._position) if by_name else course.history_sha256(self._position)
+        if isinstance(self.schedule, StrictSchedule):
+            counts = self.schedule.counts(self._position).tolist()
+            state["counts"] = dict(zip(self.mixture.names, counts, strict=True))
+        return state
 
-    def load_state_dict(self, state: Mapping[str, Any], *, ignore: Collection[str] = ()) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, earlier: Mixture | None = None, ignore: Collection[str] = ()
+    ) -> None:
         """Go on at the state's position, in the order it was saved from; costs the same at any position.
 
         `dp_size`, `batch_size`, `global_batch_size`, `max_epochs`, `num_sequences` and `slot_permutation` may differ:
         the order of positions is not theirs (another global_batch_size cuts the same order into other batches).
-        Raises ValueError for another version and, by name, for sources, ratios, seq_len, seed or schedule that differ.
-        Names in `ignore` are let pass: then the loader goes on at that position as though it had always had its present
-        settings, so windows may come again before their epoch is over, and `accounting` speaks of the present ratios.
+
+        The mixture may differ: what was read keeps its course, and the present mixture holds from the position on, as
+        one more stage, with a warning that says so. Sources may be new; one that was read stays listed, with ratio 0
+        if it is read no more. (Of more than SOURCES_BY_NAME sources the state keeps only a hash of its mixture: then
+        give that as `earlier`.)
+
+        Raises ValueError for another version and, by name, for a source of other data, another seq_len, seed,
+        schedule or n_views. Names in `ignore` are let pass: then the loader goes on at that position as though it had
+        always had its present settings, so windows may come again before their epoch is over.
         """
-        if not isinstance(state, Mapping) or set(state) != {"version", "fingerprint", "position"}:
-            keys = ", ".join(map(str, state)) if isinstance(state, Mapping) else repr(state)
-            raise ValueError(f"no state of a mixture loader: expected version, fingerprint and position, got {keys}")
-        if state["version"] != STATE_VERSION:
+        keys = set(state) if isinstance(state, Mapping) else set()
+        if "version" in keys and state["version"] != STATE_VERSION:
             raise ValueError(
                 f"loader state of version {state['version']!r}; this release reads version {STATE_VERSION}. "
                 "Resume with the release that wrote it"
             )
-        saved, present = dict(state["fingerprint"]), self.fingerprint
-        differing = {key: (saved.get(key), present.get(key)) for key in {**saved, **present}}
-        differing = {key: pair for key, pair in differing.items() if pair[0] != pair[1]}
-        refused = {key: pair for key, pair in differing.items() if key not in ignore}
+        if keys - {"counts"} != {"version", "fingerprint", "position", "stages"}:
+            found = ", ".join(map(str, state)) if isinstance(state, Mapping) else repr(state)
+            raise ValueError(
+                f"no state of a mixture loader: expected version, fingerprint, position and stages, got {found}"
+            )
+        position = validate_count("the state's position", state["position"])
+        course = self._course_of(state, position, earlier)
+        self._refuse_other_stream(dict(state["fingerprint"]), course, position, ignore)
+        before = dict(vars(self))
+        try:
+            self._resume(position, course, state.get("counts"))
+        except BaseException:
+            vars(self).update(before)  # a state that is refused leaves the loader where it was
+            raise
+
+    def _resume(self, position: int, course: Course | None, counts: Any) -> None:
+        # Judged against the mixture as a fresh run would follow it.
+        self._follow(None)
+        if course is not None and course.history(position) != self.schedule.course.history(position):
+            self._follow((course, position))
+            if self.dp_rank == 0:
+                later = self.schedule.course.from_position(position)[0]
+                warnings.warn(
+                    f"the mixture has changed: up to position {position:,} ({position * self.seq_len:,} tokens) the "
+                    f"run keeps what it has read, {course.until(position)[-1].in_words()}; from there on it follows "
+                    f"{later.in_words()}",
+                    stacklevel=4,
+                )
+            self._warn_of_notices()
+        if counts is not None and isinstance(self.schedule, StrictSchedule):
+            by_name = counts if isinstance(counts, Mapping) else {}
+            self.schedule.remember(position, [int(by_name.get(name, 0)) for name in self.mixture.names])
+        end = self._reader.end if self.num_sequences is None else self.num_sequences
+        if position > min(end, MAX_POSITION):
+            raise ValueError(
+                f"the state stands at position {position:,}, behind the end of this loader at {end:,}; raise "
+                "num_sequences"
+            )
+        self._go_to(position)
+
+    def _course_of(self, state: Mapping[str, Any], position: int, earlier: Mixture | None) -> Course | None:
+        """The course a state was saved on, up to its position; None where it is this loader's own."""
+        saved = state["stages"]
+        if position == 0:
+            return None
+        if not isinstance(saved, str):
+            spans = validate_history(saved)
+            return Course(tuple(dict.fromkeys(name for span in spans for name in span.names)), spans)
+        if saved == self.schedule.course.history_sha256(position):
+            return None
+        if earlier is None:
+            raise ValueError(
+                f"the state is of another mixture, of more than {SOURCES_BY_NAME} sources, of which it keeps only the "
+                "hash: load_state_dict(state, earlier=Mixture(...)) with the mixture it was saved with"
+            )
+        course = follow(earlier, self.num_windows, self._asked, self.seq_len, schedule=self._kind).schedule.course
+        if saved != course.history_sha256(position):
+            raise ValueError("the mixture given as `earlier` is not the one that the state was saved with")
+        return course
+
+    def _refuse_other_stream(
+        self, saved: Mapping[str, Any], course: Course | None, position: int, ignore: Collection[str]
+    ) -> None:
+        """ValueError, by name, for what makes the order another than the one the state is a position in."""
+        read = self.schedule.course.read if course is None else course.read
+        target = dict(zip(course.names, course.target(position), strict=True)) if course else {}
+        lost = [name for name in read if name not in self._sources and target.get(name, Fraction(1))]
+        if lost:
+            raise ValueError(
+                f"the state has read source {', '.join(map(repr, lost))}, which is not in the mixture; list it with "
+                "ratio 0 to read it no more"
+            )
+        named = {key.removeprefix("source.") for key in saved if key.startswith("source.")}
+        present = self._fingerprint(named & set(self._sources) if named else read)
+        compared = {
+            key for key in {**saved, **present} if key.removeprefix("source.") not in named - set(self._sources)
+        }
+        different = {key: (saved.get(key), present.get(key)) for key in compared if saved.get(key) != present.get(key)}
+        refused = {key: pair for key, pair in different.items() if key not in ignore}
         if refused:
             listed = "; ".join(f"{key} was {was}, is {now}" for key, (was, now) in sorted(refused.items()))
             raise ValueError(
                 f"the state is of another stream: {listed}. Restore these settings, or, to go on at its position with "
                 f"the present ones, load_state_dict(state, ignore={sorted(refused)})"
             )
-        position = validate_count("the state's position", state["position"])
-        if position > MAX_POSITION or (self.num_sequences is not None and position > self.num_sequences):
-            raise ValueError(
-                f"the state stands at position {position:,}, behind the end of this loader at "
-                f"{self.num_sequences if self.num_sequences is not None else MAX_POSITION:,}; raise num_sequences"
-            )
-        self._go_to(position)
 
-    def _fingerprint(self, sources: Mapping[str, TokenSourceLike], schedule: str) -> dict[str, str | int]:
-        """Parts by name. Sources of ratio 0 have no part in the stream, nor has the order of the names."""
-        read = sorted(name for name, ratio in self.mixture.ratios.items() if ratio)
-        shards = {name: str(sources[name].fingerprint)[:16] for name in read}
-        ratios = {name: str(self.mixture.ratios[name]) for name in read}
-        parts: dict[str, str | int] = {"schedule": schedule, "seq_len": self.seq_len, "seed": self.seed}
+    @property
+    def fingerprint(self) -> dict[str, str | int]:
+        """What the stream is a function of beside the mixture, in parts that can be named."""
+        return self._fingerprint(self.schedule.course.read)
+
+    def _fingerprint(self, read: Collection[str]) -> dict[str, str | int]:
+        """Parts by name. Sources that are never read have no part in the stream, nor has the order of the names."""
+        parts: dict[str, str | int] = {"schedule": self._kind, "seq_len": self.seq_len, "seed": self.seed}
+        if self.n_views != 2:
+            parts["n_views"] = self.n_views
+        shards = {name: str(self._sources[name].fingerprint) for name in sorted(read)}
         if len(read) > SOURCES_BY_NAME:
-            full = {name: str(sources[name].fingerprint) for name in read}
-            return parts | {"sources": sha256_json(full)[:16], "ratios": sha256_json(ratios)[:16]}
-        parts |= {f"source.{name}": shard for name, shard in shards.items()}
-        return parts | {f"ratio.{name}": ratio for name, ratio in ratios.items()}
+            return parts | {"sources": sha256_json(shards)[:16]}
+        return parts | {f"source.{name}": shard[:16] for name, shard in shards.items()}
 
     # --- accounting ---
 
@@ -285,10 +419,10 @@ def _nearest(count: int, step: int) -> str:
     return f"{below + step:,}" if below == 0 else f"{below:,} or {below + step:,}"
 
 
-def _document_starts(sources: Mapping[str, TokenSourceLike], names: Sequence[str]) -> list[Callable[[int, int], Any]]:
+def _document_starts(sources: Mapping[str, TokenSourceLike]) -> list[Callable[[int, int], Any]]:
     found = []
-    for name in names:
-        document_starts = getattr(sources[name], "document_starts", None)
+    for name, source in sources.items():
+        document_starts = getattr(source, "document_starts", None)
         if document_starts is None:
             raise ValueError(f"source {name!r} cannot tell where its documents begin; drop document_boundaries")
         found.append(document_starts)

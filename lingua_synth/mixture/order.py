@@ -24,12 +24,12 @@ Integers = npt.NDArray[np.int64]
 class GlobalOrder:
     """Which window of which source each global position reads, given a schedule, window counts and a seed.
 
-    `num_windows` maps each source of the schedule's mixture to its sequences per pass; a source with a ratio above 0
+    `num_windows` maps each source of the schedule to its sequences per pass; a source with a ratio above 0
     needs at least one. In every epoch each window of a source comes exactly once, in a new order.
     """
 
     def __init__(self, schedule: Schedule | StrictSchedule, num_windows: Mapping[str, int], seed: int) -> None:
-        names = schedule.mixture.names
+        names = schedule.names
         self.schedule = schedule
         self.seed = seed
         self._num_windows = np.array([num_windows[name] for name in names], dtype=np.int64)

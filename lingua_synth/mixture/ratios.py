@@ -1,6 +1,6 @@
 """Ratios: exact shares of the training tokens, and the integer plan they make of a budget.
 
-"2/3", "0.33", 0.33 ──parse_ratio──> Fraction ──Mixture (they sum to 1)──> plan_sequences ──> sequences per source
+"2/3", "0.33", 0.33 ──parse_ratio──> Fraction ──parse_ratios (they sum to 1)──> plan_sequences ──> sequences per source
 
 Every sequence is `seq_len` tokens of one source, so a share of the sequences is a share of the tokens. Floats are
 taken at the decimal value they are written with (0.1 is one tenth), and nothing is normalized: configurations merge,
@@ -15,10 +15,19 @@ import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 
 Ratio = str | float | int | Fraction
+
+
+class HasRatios(Protocol):
+    """What splits a budget: a mixture of constant ratios."""
+
+    @property
+    def ratios(self) -> dict[str, Fraction]: ...
+
 
 # Decimals with a short exponent, or a fraction: Fraction() itself would spend minutes on "1e999999999".
 _RATIO = re.compile(r"(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,3})?|\d+/0*[1-9]\d*", re.IGNORECASE)
@@ -46,45 +55,7 @@ def parse_ratio(x: Ratio) -> Fraction:
     return exact
 
 
-class Mixture:
-    """Sources with their exact shares of the training tokens, and how often each may be read.
-
-    `ratios` maps a source's name to its ratio (a mapping, or pairs); they must sum to exactly 1. A source of ratio 0
-    is listed but never read. `max_epochs`, one number for all or one by name (others: 1.0), is the most passes over a
-    source; 1.0 repeats no token.
-
-    The order of the names is kept: it is the order of source indices. It has no influence on which sequence is read
-    where. Raises ValueError for ratios that do not sum to 1 (with their sum), a name given twice, and bad values.
-    """
-
-    def __init__(
-        self,
-        ratios: Mapping[str, Ratio] | Iterable[tuple[str, Ratio]],
-        max_epochs: Mapping[str, float] | float = 1.0,
-    ) -> None:
-        self.ratios: dict[str, Fraction] = _parse_ratios(ratios)
-        """Exact share of each source; sums to 1."""
-        self.max_epochs: dict[str, Fraction] = _parse_max_epochs(max_epochs, self.ratios)
-        """Most passes over each source, exact."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the sources, in the order of their indices."""
-        return tuple(self.ratios)
-
-    def __repr__(self) -> str:
-        return "Mixture(" + ", ".join(f"{name}: {ratio}" for name, ratio in self.ratios.items()) + ")"
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Mixture):
-            return NotImplemented
-        return self.ratios == other.ratios and self.max_epochs == other.max_epochs and self.names == other.names
-
-    def __hash__(self) -> int:
-        return hash((tuple(self.ratios.items()), tuple(self.max_epochs.items())))
-
-
-def plan_sequences(num_sequences: int, ratios: Mapping[str, Ratio] | Mixture) -> dict[str, int]:
+def plan_sequences(num_sequences: int, ratios: Mapping[str, Ratio] | HasRatios) -> dict[str, int]:
     """Split a budget of sequences over sources; the result always sums to `num_sequences`.
 
     Largest remainder: each source gets the floor of its share, and the sequences left over go to the largest
@@ -94,7 +65,7 @@ def plan_sequences(num_sequences: int, ratios: Mapping[str, Ratio] | Mixture) ->
     way; with two sources its counts are these, with more they can differ by a sequence or two.
     Raises ValueError as `Mixture` does, and for a negative or fractional budget.
     """
-    exact = ratios.ratios if isinstance(ratios, Mixture) else _parse_ratios(ratios)
+    exact = parse_ratios(ratios) if isinstance(ratios, Mapping) else ratios.ratios
     num_sequences = validate_count("num_sequences", num_sequences)
     plan = {name: math.floor(ratio * num_sequences) for name, ratio in exact.items()}
     by_remainder = sorted(exact, key=lambda name: (plan[name] - exact[name] * num_sequences, name))
@@ -114,7 +85,8 @@ def validate_count(what: str, value: int, at_least: int = 0) -> int:
     return count
 
 
-def _parse_ratios(ratios: Mapping[str, Ratio] | Iterable[tuple[str, Ratio]]) -> dict[str, Fraction]:
+def parse_ratios(ratios: Mapping[str, Ratio] | Iterable[tuple[str, Ratio]]) -> dict[str, Fraction]:
+    """Exact ratios by source, from a mapping or pairs; ValueError unless they sum to exactly 1, each name once."""
     pairs = ratios.items() if isinstance(ratios, Mapping) else ratios
     exact: dict[str, Fraction] = {}
     for name, ratio in pairs:
@@ -149,10 +121,11 @@ def _way_to_one(exact: Mapping[str, Fraction], total: Fraction) -> str:
     return f"{given}; {verb} them by {_exactly(gap)} in all, or keep the proportions with {same_proportions}"
 
 
-def _parse_max_epochs(max_epochs: Mapping[str, float] | float, names: Iterable[str]) -> dict[str, Fraction]:
+def parse_max_epochs(max_epochs: Mapping[str, Ratio] | Ratio, names: Iterable[str]) -> dict[str, Fraction]:
+    """Exact passes by source: one number for all, or one by name (others: 1). ValueError for what is not above 0."""
     names = list(names)
     if not isinstance(max_epochs, Mapping):
-        given: Mapping[str, float] = dict.fromkeys(names, max_epochs)
+        given: Mapping[str, Ratio] = dict.fromkeys(names, max_epochs)
     else:
         given = max_epochs
         for name in given:

@@ -42,7 +42,7 @@ def test_the_plan_of_a_small_run():
         "runs_out_at": 37,
     }
     row = str(plan).splitlines()[1]
-    assert " ".join(row.split()) == "web 2/3 20 seq = 80 tok 13 seq = 52 tok 0.6500 1 30"
+    assert " ".join(row.split()) == "web 2/3 13 seq 20 seq = 80 tok 13 seq = 52 tok 0.6500 1 30"
 
 
 def test_over_asked_sources_are_refused_with_the_numbers():
@@ -52,7 +52,8 @@ def test_over_asked_sources_are_refused_with_the_numbers():
         plan_report(sources, mixture, 2_000_000, 4096)
     assert str(caught.value) == (
         "source 'rephrased' can give 1,200,000 sequences (600,000 x max_epochs 2) but the plan needs 1,700,000 "
-        "(85.0% of 2,000,000). Lower num_sequences to 1,411,765 or raise max_epochs to 2.84."
+        "(85.0% of 2,000,000). Lower num_sequences to 1,411,765 or raise max_epochs to 2.84, or set "
+        "on_exhaustion to stop, repeat or renormalize."
     )
     # Both ways out hold, and the next smaller step of each does not.
     plan_report(sources, mixture, 1_411_765, 4096)

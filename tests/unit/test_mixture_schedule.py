@@ -77,8 +77,8 @@ class Reference:
 )
 def test_equals_the_definition(weights, start):
     schedule = schedule_of(weights)
-    names = schedule.mixture.names
-    reference = Reference(schedule.mixture.ratios)
+    names = schedule.names
+    reference = Reference(dict(zip(names, schedule.course.pieces[0].ratios, strict=True)))
     source, j = schedule.locate(np.arange(start, start + 12))
     before = reference.counts(start)
     for step in range(12):
@@ -191,7 +191,7 @@ def test_integers_beyond_64_bits_are_exact():
         for step in range(30):
             after = reference.counts(start + step + 1)
             (served,) = [name for name in after if after[name] != before[name]]
-            assert (schedule.mixture.names[source[step]], j[step]) == (served, before[served])
+            assert (schedule.names[source[step]], j[step]) == (served, before[served])
             before = after
 
 
@@ -222,7 +222,7 @@ def test_any_stretch_is_within_twice_the_bound():
     rng = np.random.default_rng(4)
     for start, length in zip(rng.integers(0, 10**9, 50).tolist(), rng.integers(1, 10**6, 50).tolist(), strict=True):
         served = schedule.counts(start + length) - schedule.counts(start)
-        for count, ratio in zip(served.tolist(), schedule.mixture.ratios.values(), strict=True):
+        for count, ratio in zip(served.tolist(), schedule.course.pieces[0].ratios, strict=True):
             assert abs(count - ratio * length) <= 2 * schedule.bound
 
 
@@ -231,7 +231,7 @@ def test_the_order_of_the_listing_changes_indices_only():
     one, other = Schedule(ratios), Schedule(dict(sorted(ratios.items())))
     k = np.arange(1_000)
     (source, j), (other_source, other_j) = one.locate(k), other.locate(k)
-    names, other_names = np.array(one.mixture.names), np.array(other.mixture.names)
+    names, other_names = np.array(one.names), np.array(other.names)
     assert (names[source] == other_names[other_source]).all()
     assert (j == other_j).all()
 

@@ -94,7 +94,7 @@ def test_the_order_of_the_listing_changes_indices_only():
     ratios = {"c": "0.25", "a": "0.25", "d": "0.25", "b": "0.25"}
     one, other = StrictSchedule(ratios), StrictSchedule(dict(sorted(ratios.items())))
     (source, j), (other_source, other_j) = one.locate(np.arange(100)), other.locate(np.arange(100))
-    assert (np.array(one.mixture.names)[source] == np.array(other.mixture.names)[other_source]).all()
+    assert (np.array(one.names)[source] == np.array(other.names)[other_source]).all()
     assert (j == other_j).all()
 
 
@@ -146,7 +146,7 @@ def test_plan_and_refusals_speak_of_it():
     schedule = StrictSchedule(THREE)
     sources = {"a": 8 * 40 + 1, "b": 8 * 1_000, "c": 8 * 1_000}
     mixture = Mixture(THREE.ratios)
-    plan = plan_report(sources, mixture, 100, 8, schedule=schedule)
+    plan = plan_report(sources, mixture, 100, 8, schedule="strict")
     end = plan.max_num_sequences
     source, j = schedule.locate(np.arange(end + 1))
     assert (source[end], j[end]) == (0, 40) and j[:end][source[:end] == 0].max() == 39
