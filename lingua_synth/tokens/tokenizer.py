@@ -15,7 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,14 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens as their host library renders them (nothing, for `bytes` and `sp`)."""
 
+    def count_text_bytes(self, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of the text of several documents, int64 `[len(offsets) - 1]`; special tokens have none.
+
+        Document i has the ids `ids[offsets[i]:offsets[i + 1]]`; none is empty.
+        """
+        texts = (self.decode(ids[start:end].tolist()) for start, end in pairwise(offsets))
+        return np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, len(offsets) - 1)
+
     @abc.abstractmethod
     def token_text(self, token_id: int) -> str:
         """One token, readable: its text, or `<0x0A>` for a byte that is no text alone, or its name when special."""
@@ -120,6 +128,9 @@ class ByteTokenizer(Tokenizer):
         encoded = [text.encode("utf-8") for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(self.dtype), lengths
+
+    def count_text_bytes(self, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.add.reduceat(ids < 256, offsets[:-1], dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="backslashreplace")
@@ -290,6 +301,11 @@ class TiktokenTokenizer(Tokenizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fast": None}  # made again, and compared again, by the process that receives it
+
+    def count_text_bytes(self, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        lengths = np.zeros(self.n_words, dtype=np.uint8 if max(map(len, self._ranks)) < 256 else np.int64)
+        lengths[list(self._ranks.values())] = list(map(len, self._ranks))
+        return np.add.reduceat(lengths[ids], offsets[:-1], dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._encoding.decode([int(i) for i in ids])
