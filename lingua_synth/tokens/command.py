@@ -1,7 +1,9 @@
-"""`lingua-synth tokenize`: documents into token shards, and the check of shards that are there.
+"""`lingua-synth tokenize`: documents into token shards, their check, and Megatron's files in and out.
 
 lingua-synth tokenize documents=data/corpus out=data/shards tokenizer.name=tiktoken tokenizer.path=tokenizer.model
 lingua-synth tokenize verify=data/shards                       (or, the same: tokenize verify out=data/shards)
+lingua-synth tokenize export path=data/shards out=data/megatron/web
+lingua-synth tokenize import path=data/megatron/web out=data/shards tokenizer.name=tiktoken
 """
 
 from __future__ import annotations
@@ -9,24 +11,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
 from lingua_synth.tokens.args import TokenizerArgs
+from lingua_synth.tokens.megatron import export_megatron, import_megatron, read_export
 from lingua_synth.tokens.shards import read_manifest
 from lingua_synth.tokens.source import verify_shards
 from lingua_synth.tokens.tokenization import tokenize
 from lingua_synth.tokens.tokenizer import build_tokenizer
 
 PROG = "lingua-synth tokenize"
-ACTIONS = ("run", "verify")
+ACTIONS = ("run", "verify", "import", "export")
 
 
 @dataclass
 class TokenizeArgs:
     """Tokenize documents once, for every run and any ratio; killed, the same command goes on from where it was.
 
-    The word before the keys: run (the default) or verify. `verify=DIR` alone is short for `verify out=DIR`.
+    The word before the keys: run (the default), verify, import or export (Megatron's .bin and .idx). `verify=DIR` alone
+    is short for `verify out=DIR`.
     """
 
     documents: str = ""
@@ -61,20 +66,48 @@ class VerifyArgs:
     """Folder of the shards."""
 
 
+@dataclass
+class ExportArgs:
+    """Write token shards as Megatron's indexed dataset."""
+
+    path: str = ""
+    """Folder of the shards."""
+    out: str = ""
+    """Prefix of the files: out=data/web writes data/web.bin, data/web.idx and, about the tokenizer, data/web.json."""
+    progress: bool = True
+    """Show a progress bar on stderr."""
+
+
+@dataclass
+class ImportArgs:
+    """Turn Megatron's indexed dataset into token shards."""
+
+    path: str = ""
+    """Prefix of the files: path=data/web reads data/web.bin and data/web.idx."""
+    out: str = ""
+    """Folder for the shards and their manifest.json."""
+    tokenizer: TokenizerArgs = field(default_factory=lambda: TokenizerArgs(name=""))
+    """The vocabulary that the ids are of; may be left out where an export's PREFIX.json names it."""
+    shard_tokens: int = 1 << 26
+    """Most tokens in one file, at least 1; a document is never cut."""
+    progress: bool = True
+    """Show a progress bar on stderr."""
+
+
 def main(argv: Sequence[str]) -> int | None:
     """Run the verb; returns 0, or 1 when `verify` finds a problem. ValueError for bad input."""
     action, words = (argv[0], argv[1:]) if argv and argv[0] in ACTIONS else ("run", argv)
     if action == "run" and any(word.startswith("verify=") for word in words):
         action, words = "verify", [f"out={word[7:]}" if word.startswith("verify=") else word for word in words]
-    return _verify(words) if action == "verify" else _run(words)
+    return {"run": _run, "verify": _verify, "import": _import, "export": _export}[action](words)
 
 
 def _run(words: Sequence[str]) -> int:
-    args = parse_args(TokenizeArgs, words, prog=f"{PROG} [run|verify]")
+    args = parse_args(TokenizeArgs, words, prog=f"{PROG} [run|verify|import|export]")
     for key in ("documents", "out"):
         if not getattr(args, key):
             raise ValueError(f"{key}= is missing; `{PROG} --help` lists the keys")
-    tokenizer = build_tokenizer(args.tokenizer.name, args.tokenizer.path)
+    tokenizer = build_tokenizer(args.tokenizer.name, args.tokenizer.path, args.tokenizer.fast)
     manifest = tokenize(
         args.documents,
         args.out,
@@ -87,13 +120,47 @@ def _run(words: Sequence[str]) -> int:
         num_workers=args.num_workers,
         progress=args.progress,
     )
+    _print_counts(args.out, manifest)
+    return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    args = parse_args(ExportArgs, words, prog=f"{PROG} export")
+    for key in ("path", "out"):
+        if not getattr(args, key):
+            raise ValueError(f"{key}= is missing, as in `{PROG} export path=data/shards out=data/megatron/web`")
+    record = export_megatron(args.path, args.out, progress=args.progress)
     print(
-        f"{args.out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['bytes']:,} bytes "
+        f"{args.out}.bin, .idx and .json: {record['documents']:,} documents, {record['tokens']:,} tokens "
+        f"as {record['dtype']}"
+    )
+    return 0
+
+
+def _import(words: Sequence[str]) -> int:
+    args = parse_args(ImportArgs, words, prog=f"{PROG} import")
+    for key in ("path", "out"):
+        if not getattr(args, key):
+            raise ValueError(f"{key}= is missing; `{PROG} import --help` lists the keys")
+    name, path = args.tokenizer.name, args.tokenizer.path
+    if not name:
+        record = read_export(args.path)
+        if record is None:
+            raise ValueError(f"tokenizer.name= is missing: which vocabulary are the ids of {args.path}.bin of?")
+        name, path = record["tokenizer"]["name"], path or record["tokenizer"]["path"]
+    tokenizer = build_tokenizer(name, path, args.tokenizer.fast)
+    manifest = import_megatron(args.path, args.out, tokenizer, shard_tokens=args.shard_tokens, progress=args.progress)
+    _print_counts(args.out, manifest)
+    return 0
+
+
+def _print_counts(out: str, manifest: dict[str, Any]) -> None:
+    print(
+        f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['bytes']:,} bytes "
         f"of text ({manifest['bytes'] / manifest['tokens']:.2f} a token) in {len(manifest['files'])} files"
     )
     for reason, count in manifest["skipped"].items():
         print(f"skipped {count:,}: {reason}")
-    return 0
 
 
 def _verify(words: Sequence[str]) -> int:

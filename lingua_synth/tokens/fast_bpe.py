@@ -121,13 +121,18 @@ class VerifiedBPE:
             )
 
 
-def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Sequence[str]], FlatIds]:
+def refuse_other_version() -> None:
+    """FastPathUnavailable when gigatoken is not installed, or not in the one version that is used."""
     try:
         found = metadata.version("gigatoken")
     except metadata.PackageNotFoundError:
         raise FastPathUnavailable(f"gigatoken is not installed (pip install gigatoken=={VERSION})") from None
     if found != VERSION:
         raise FastPathUnavailable(f"gigatoken is {found}, checked was {VERSION} (pip install gigatoken=={VERSION})")
+
+
+def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Sequence[str]], FlatIds]:
+    refuse_other_version()
 
     def load() -> Any:
         import gigatoken

@@ -289,7 +289,7 @@ class _Converter:
         document = bisect_right(self._dataset.first_tokens, first_token + at) - 1
         raise ValueError(
             f"{self._prefix}.bin holds the id {tokens[at]} in document {document}, the vocabulary "
-            f"{_named(self._tokenizer)} has ids 0 to {self._tokenizer.n_words - 1}; name the tokenizer that it was made with"
+            f"{_named(self._tokenizer)} has ids 0 to {self._tokenizer.n_words - 1}; name the tokenizer it was made with"
         )
 
 

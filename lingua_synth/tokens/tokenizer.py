@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import sha256_bytes, sha256_json, what_is_there
-from lingua_synth.tokens.fast_bpe import SAMPLE_CHARS, FastPathUnavailable, VerifiedBPE
+from lingua_synth.tokens.fast_bpe import SAMPLE_CHARS, FastPathUnavailable, VerifiedBPE, refuse_other_version
 from lingua_synth.tokens.llama3 import find_llama3_ranks
 
 TOKENIZERS = ("bytes", "sp", "tiktoken")
@@ -295,11 +295,19 @@ class TiktokenTokenizer(Tokenizer):
                 self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, self._reference, parts[:num_sampled])
             return self._fast.encode(parts)
         except FastPathUnavailable as reason:
-            self._fast, self._wants_fast = None, False
-            warnings.warn(f"tokenizing with tiktoken, not with gigatoken (20 times faster): {reason}", stacklevel=2)
+            self._give_up_fast(reason)
             return None
 
+    def _give_up_fast(self, reason: FastPathUnavailable) -> None:
+        self._fast, self._wants_fast = None, False
+        warnings.warn(f"tokenizing with tiktoken, not with gigatoken (20 times faster): {reason}", stacklevel=3)
+
     def __getstate__(self) -> dict[str, Any]:
+        if self._wants_fast:
+            try:
+                refuse_other_version()  # said once here instead of once in every worker
+            except FastPathUnavailable as reason:
+                self._give_up_fast(reason)
         return {**self.__dict__, "_fast": None}  # made again, and compared again, by the process that receives it
 
     def count_text_bytes(self, ids: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

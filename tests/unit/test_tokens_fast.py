@@ -234,11 +234,21 @@ def test_wrong_ids_later_stop_the_run(ranks_file, monkeypatch):
 
 
 def test_a_tokenizer_goes_to_a_worker_process_without_the_library_s_object(ranks_file, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: fast_bpe.VERSION)
     tokenizer = build(monkeypatch, ranks_file, Double())
     tokenizer.encode_flat(TEXTS)
     copy = pickle.loads(pickle.dumps(tokenizer))
-    assert copy.sha256 == tokenizer.sha256
+    assert copy.sha256 == tokenizer.sha256 and copy._fast is None
     assert_tiktoken_ids(copy, ranks_file, TEXTS)
+    assert copy._fast is not None
+
+    # Where gigatoken is missing that is said once, here, and not in every worker.
+    monkeypatch.setattr(metadata, "version", lambda name: "0.9")
+    with pytest.warns(UserWarning, match="gigatoken is 0.9"):
+        data = pickle.dumps(build_tokenizer("tiktoken", ranks_file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_tiktoken_ids(pickle.loads(data), ranks_file, TEXTS)
 
 
 def test_every_split_of_a_token_is_a_merge():

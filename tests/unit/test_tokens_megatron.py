@@ -278,3 +278,26 @@ def test_megatron_reads_what_is_exported_and_writes_what_is_imported(tmp_path):
         builder.finalize(str(folder / "parts.idx"))
         import_megatron(folder / "parts", folder / "in", tokenizer, progress=False)
         assert documents_of(TokenSource(folder / "in")) == documents_of(source)
+
+
+def test_the_verbs(tmp_path, capsys):
+    from lingua_synth.tokens.command import main
+
+    shards = make_shards(tmp_path / "shards")
+    prefix, back = tmp_path / "out" / "web", tmp_path / "back"
+    assert main(["export", f"path={shards}", f"out={prefix}", "progress=false"]) == 0
+    assert "6 documents, 102 tokens as uint16" in capsys.readouterr().out
+    # The record beside the files names the tokenizer.
+    assert main(["import", f"path={prefix}", f"out={back}", "progress=false"]) == 0
+    assert "6 documents, 102 tokens, 90 bytes of text" in capsys.readouterr().out
+    assert main(["verify", f"out={back}"]) == 0
+    assert documents_of(TokenSource(back)) == documents_of(TokenSource(shards))
+    prefix.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer.name= is missing"):
+        main(["import", f"path={prefix}", f"out={tmp_path / 'new'}"])
+    assert main(["import", f"path={prefix}", f"out={back}", "tokenizer.name=bytes", "progress=false"]) == 0
+    for words in (["export", "path=x"], ["import", "out=x"]):
+        with pytest.raises(ValueError, match="= is missing"):
+            main(words)
+    with pytest.raises(ValueError, match="no token shards in"):
+        main(["export", f"path={tmp_path / 'none'}", "out=x"])
