@@ -12,6 +12,7 @@ is there.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -213,21 +214,19 @@ def run_readers(
     import pyarrow as pa
 
     hashes: dict[str, str] = {}
+    task.unit_rejects(index).unlink(missing_ok=True)
     with (
-        open(task.unit_rejects(index), "w", encoding="utf-8") as rejects,
+        contextlib.ExitStack() as stack,
         atomic_file(task.spill(index), "wb") as file,
         pa.ipc.new_file(file, spill_schema(task.tokenizer.dtype)) as writer,
     ):
-        run = _UnitRun(task, writer, rejects, report)
+        run = _UnitRun(task, index, writer, stack, report)
         for part, (number, reader) in enumerate(readers):
             run.read(part, number, reader)
             if isinstance(reader, TextReader) and reader.part.is_whole and not is_url(reader.part.file):
                 hashes[str(number)] = sha256_file(reader.part.file)  # now, while the file is in the page cache
         run.end_chunk()
-        rejects.flush()
-        os.fsync(rejects.fileno())
-    if not run.rejected:
-        task.unit_rejects(index).unlink()
+        run.flush_rejects()
     record = run.record() | {"spill_bytes": task.spill(index).stat().st_size, "sha256": hashes}
     write_json(task.unit_record(index), record)
     return record
@@ -236,8 +235,9 @@ def run_readers(
 class _UnitRun:
     """Lines in, chunks out, and counts of both."""
 
-    def __init__(self, task: Task, writer: Any, rejects: Any, report: Report) -> None:
-        self._task, self._writer, self._rejects_file, self._report = task, writer, rejects, report
+    def __init__(self, task: Task, index: int, writer: Any, stack: contextlib.ExitStack, report: Report) -> None:
+        self._task, self._index, self._writer, self._stack, self._report = task, index, writer, stack, report
+        self._rejects_file: IO[str] | None = None
         self._before = [task.tokenizer.bos_id] * task.add_bos
         self._after = [task.tokenizer.eos_id] * task.add_eos
         self._last_report = time.monotonic()
@@ -282,6 +282,9 @@ class _UnitRun:
         self._end_batch()
 
     def _reject(self, part: int, line: int, reason: str) -> None:
+        if self._rejects_file is None:
+            path = self._task.unit_rejects(self._index)
+            self._rejects_file = self._stack.enter_context(open(path, "w", encoding="utf-8"))  # noqa: SIM115
         self._rejects_file.write(json.dumps([part, line, reason], ensure_ascii=False) + "\n")
         self._reasons[reason] = self._reasons.get(reason, 0) + 1
         self.rejected += 1
@@ -301,7 +304,8 @@ class _UnitRun:
         ):
             self.end_chunk()
         if time.monotonic() - self._last_report >= REPORT_INTERVAL_S:
-            self._rejects_file.flush()  # the receiver may read it
+            if self._rejects_file is not None:
+                self._rejects_file.flush()  # who hears of them may read them
             self._report(self.progress())
             self._last_report = time.monotonic()
 
@@ -368,6 +372,12 @@ class _UnitRun:
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         self._ids, self._arrays, self._text_lengths, self._keys, self._chunk_tokens = [], [], [], [], 0
+
+    def flush_rejects(self) -> None:
+        """Make the lines rejected durable."""
+        if self._rejects_file is not None:
+            self._rejects_file.flush()
+            os.fsync(self._rejects_file.fileno())
 
     def progress(self) -> Progress:
         return Progress(self._num_bytes, self._lines, self._documents, self._tokens, self.rejected, self._worst)

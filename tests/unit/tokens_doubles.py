@@ -1,0 +1,42 @@
+"""Tokenizers with a flaw on purpose, in a module of their own so that worker processes can import them."""
+
+import os
+import signal
+import time
+
+from lingua_synth.tokens import build_tokenizer
+
+ByteTokenizer = type(build_tokenizer("bytes"))
+
+
+class Slow(ByteTokenizer):
+    """Takes its time over each batch, so that a test can kill it half way."""
+
+    def encode_flat(self, texts):
+        time.sleep(0.02)
+        return super().encode_flat(texts)
+
+
+class DiesOnce(ByteTokenizer):
+    """Its process is killed, as by a kernel short of memory, at a document with `word`, unless `flag` exists."""
+
+    def __init__(self, word, flag):
+        self._word, self._flag = word, str(flag)
+
+    def encode_flat(self, texts):
+        if any(self._word in text for text in texts) and not os.path.exists(self._flag):
+            open(self._flag, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().encode_flat(texts)
+
+
+class Counting(ByteTokenizer):
+    """Writes down how many documents it was given, over all processes."""
+
+    def __init__(self, log):
+        self._log = str(log)
+
+    def encode_flat(self, texts):
+        with open(self._log, "a") as file:
+            file.write(f"{len(texts)}\n")
+        return super().encode_flat(texts)
