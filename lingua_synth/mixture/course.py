@@ -43,6 +43,16 @@ class Span:
         """Sources named, of ratio 0 or not."""
         return tuple(dict.fromkeys((*self.ratios, *(self.ramp[2] if self.ramp else ()))))
 
+    def goes_on_as(self, other: Span) -> bool:
+        """Whether `other`, which begins later, asks for nothing else than this span does there."""
+        one, two = (
+            replace(span, start=0, ratios=span.ramp[2], ramp=None, read=None)
+            if span.ramp is not None and span.ramp[1] <= other.start
+            else replace(span, start=0, read=None)
+            for span in (self, other)
+        )
+        return one.to_dict() == two.to_dict()
+
     def in_words(self) -> str:
         """The ratios, readable."""
         text = ", ".join(f"{name} {ratio}" for name, ratio in _strings(self.ratios).items())
@@ -186,10 +196,7 @@ class Course:
         for span in self.spans:
             if span.start >= k and kept:
                 break
-            if span.ramp is not None and span.ramp[1] <= span.start:
-                span = Span(span.start, span.ramp[2], without=span.without)
-            same = kept and kept[-1].ramp is None and span.ramp is None and kept[-1].without == span.without
-            if not (same and _strings(kept[-1].ratios) == _strings(span.ratios)):
+            if not (kept and span.read is None and kept[-1].goes_on_as(span)):
                 kept.append(span)
         return tuple(kept)
 
@@ -204,7 +211,10 @@ class Course:
     def from_position(self, k: int) -> tuple[Span, ...]:
         """The spans that hold from position `k` on, the first of them beginning there."""
         index = bisect_right([span.start for span in self.spans], k) - 1
-        return (replace(self.spans[index], start=k), *self.spans[index + 1 :])
+        first = self.spans[index]
+        if first.start < k:
+            first = replace(first, start=k, read=None)
+        return (first, *self.spans[index + 1 :])
 
     def followed_by(self, k: int, other: Course) -> Course:
         """This course before position `k`, and `other`'s from there on."""

@@ -318,11 +318,11 @@ class MixtureLoader:
         self._follow(None)
         if course is not None and course.history(position) != self.schedule.course.history(position):
             self._follow((course, position))
-            if self.dp_rank == 0:
-                later = self.schedule.course.from_position(position)[0]
+            before, later = course.until(position)[-1], self.schedule.course.from_position(position)[0]
+            if self.dp_rank == 0 and not before.goes_on_as(later):
                 warnings.warn(
                     f"the mixture has changed: up to position {position:,} ({position * self.seq_len:,} tokens) the "
-                    f"run keeps what it has read, {course.until(position)[-1].in_words()}; from there on it follows "
+                    f"run keeps what it has read, {before.in_words()}; from there on it follows "
                     f"{later.in_words()}",
                     stacklevel=4,
                 )
