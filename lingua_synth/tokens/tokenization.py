@@ -20,6 +20,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,11 @@ def tokenize(
             out_dir, work_dir, tokenizer, add_bos, add_eos, shuffle_seed, shard_tokens, rejects.max_rate,
             rejects.min_count, SIZES,
         )  # fmt: skip
+        num_bytes = sum(entry["size"] or 0 for entry in described or ())
+        num_workers = _count_workers(task, files, num_bytes, num_workers)
+        task = replace(task, prepares=num_bytes // num_workers >= task.sizes.prepare_bytes)
         run = _Run(task, files, described, rejects, progress)
-        with rejects, _workers(task, files, described, num_workers) as workers:
+        with rejects, Workers(num_workers, task) as workers:
             inputs = run.read_objects(documents) if files is None else run.read_files(workers)
             shards = run.write_shards(workers)
             if described is not None:
@@ -181,17 +185,14 @@ def _end(out_dir: Path, work_dir: Path) -> None:
 # --- workers ---
 
 
-def _workers(
-    task: Task, files: list[str] | None, described: list[dict[str, Any]] | None, num_workers: int | None
-) -> Workers:
-    if files is None or described is None or num_workers == 1:
-        return Workers(1, task)
+def _count_workers(task: Task, files: list[str] | None, num_bytes: int, asked: int | None) -> int:
+    """How many processes to use; 1 is this one."""
+    if files is None or (asked is None and num_bytes < task.sizes.in_process_bytes):
+        return 1
     # fsspec's memory:// is memory of this process.
     if any(file.startswith("memory://") for file in files) or not is_portable(task):
-        return Workers(1, task)
-    if num_workers is None and sum(entry["size"] or 0 for entry in described) < task.sizes.in_process_bytes:
-        return Workers(1, task)
-    return Workers(num_workers or count_cores(), task)
+        return 1
+    return asked or count_cores()
 
 
 def _hash_file(task: Task, number: int, file: str, report: Report) -> str:
