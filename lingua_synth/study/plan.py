@@ -16,8 +16,8 @@ from typing import Any
 
 from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
-from lingua_synth.mixture import Mixture, plan_report
-from lingua_synth.mixture.args import SourceArgs
+from lingua_synth.mixture import plan_report
+from lingua_synth.mixture.args import SourceArgs, build_mixture
 from lingua_synth.model.counts import flops_per_token
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
@@ -138,10 +138,10 @@ def _plan_run(
     tokenizer = next(iter(manifests.values()))["tokenizer"]
     resolved = resolve_args(args, dp_size=1, vocab_size=tokenizer["n_words"])
     num_sequences = resolved.steps * tokens_per_step(resolved, 1) // resolved.data.seq_len
-    max_epochs = {source: study.sources[source].max_epochs for source in mixture.ratios}
     counted = {source: int(manifests[source]["tokens"]) for source in mixture.ratios}
     try:
-        plan_report(counted, Mixture(mixture.ratios, max_epochs), num_sequences, resolved.data.seq_len)
+        planned = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
+        plan_report(counted, planned, num_sequences, resolved.data.seq_len, schedule=args.synth.schedule)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from None
     return PlannedRun(args, tokens * flops_per_token(resolved.model, resolved.data.seq_len))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from lingua_synth.mixture.args import SourceArgs
+from lingua_synth.mixture.args import SourceArgs, StageArgs
 from lingua_synth.model.args import ModelArgs, validate_model_args
 from lingua_synth.model.presets import preset
 from lingua_synth.tokens.args import TokenizerArgs
@@ -119,6 +119,16 @@ class SynthArgs:
     """Name of the mixture in the runs table; empty: its sources and ratios."""
     sources: dict[str, SourceArgs] = field(default_factory=dict)
     """Sources of the mixture with their exact shares of the training tokens."""
+    stages: dict[str, StageArgs] = field(default_factory=dict)
+    """Stages by name, in order, instead of one ratio per source: curricula, ramps, annealing."""
+    on_exhaustion: str = "refuse"
+    """When a source would exceed its max_epochs: refuse, stop, repeat (reshuffled), renormalize (the others go on)."""
+    mixture_change: str = "refuse"
+    """A resumed run whose mixture is not the one it began with: refuse it, or append the new one as a further stage."""
+    schedule: str = "tree"
+    """Order of the sources: tree (random access) or strict (the tightest bound there is)."""
+    prefetch: int = 2
+    """Batches read ahead by a thread, at least 0; on a GPU they wait in page-locked memory."""
     evaluation: EvaluationArgs = field(default_factory=EvaluationArgs)
     """Held-out domains."""
     device: str = "auto"
@@ -219,6 +229,8 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         )
     if args.optim.scheduler not in SCHEDULERS:
         raise ValueError(f"optim.scheduler is one of {', '.join(SCHEDULERS)}; got {args.optim.scheduler!r}")
+    if args.synth.mixture_change not in ("refuse", "append"):
+        raise ValueError(f"synth.mixture_change is refuse or append; got {args.synth.mixture_change!r}")
     if args.distributed.fsdp_type != "no_shard":
         raise ValueError(
             f"distributed.fsdp_type {args.distributed.fsdp_type!r} is not built yet; this version trains with "

@@ -13,10 +13,11 @@ from typing import Any
 
 from lingua_synth.config import dump_args, to_dict
 from lingua_synth.files import read_json, write_json
+from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
-from lingua_synth.train.folder import CONFIG, IDENTITY
+from lingua_synth.train.folder import CONFIG, IDENTITY, RESULT
 
 # What may differ between two calls for one run: it changes no number of the result.
 _FREE_KEYS = ("dump_dir", "logging", "checkpoint")
@@ -34,7 +35,7 @@ def run_identity(
     config.pop("grad_acc_steps")
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
     config["data"].pop("tokenizer")
-    for key in ("preset", "tokens", "global_batch_tokens", "warmup_ratio", "device"):
+    for key in ("preset", "tokens", "global_batch_tokens", "warmup_ratio", "device", "prefetch", "mixture_change"):
         del config["synth"][key]
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
@@ -53,16 +54,46 @@ def _differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
     return [] if ours == theirs else [f"{prefix} {theirs!r} there, {ours!r} now"]
 
 
-def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks: Ranks) -> None:
-    """Write the config of a new run, or check that the folder holds this one; ValueError names what differs."""
+# What a resumed run may change with synth.mixture_change=append.
+_MIXTURE_KEYS = ("mixture", "sources", "stages", "on_exhaustion")
+
+
+def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Write the config of a new run, or check that the folder holds this one; returns the run's identity.
+
+    With `synth.mixture_change=append` a run that is not finished may go on with another mixture; its identity lists
+    the earlier ones. ValueError names what differs otherwise.
+    """
     path = run_dir / IDENTITY
     if path.is_file():
-        different = _differences(identity, read_json(path))
+        there = read_json(path)
+        earlier = there.pop("earlier_mixtures", [])
+        different = _differences(identity, there)
+        if different and args.synth.mixture_change == "append" and not (run_dir / RESULT).is_file():
+            theirs = {key: there["synth"].pop(key, None) for key in _MIXTURE_KEYS}
+            ours = dict(identity, synth={k: v for k, v in identity["synth"].items() if k not in _MIXTURE_KEYS})
+            different = _differences(ours, there)
+            # Before the first checkpoint nothing was trained on the earlier mixture.
+            earlier = [*earlier, theirs] if list_checkpoints(run_dir) else earlier
+            replaces = True
+        else:
+            replaces = False
         if different:
             shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
-            raise ValueError(f"{run_dir} holds another run ({shown}); use another dump_dir, or delete that folder")
+            raise ValueError(
+                f"{run_dir} holds another run ({shown}); use another dump_dir, or delete that folder"
+                + "; synth.mixture_change=append goes on with another mixture, and with nothing else that is other"
+                * any(one.startswith("synth.sources") or one.startswith("synth.stages") for one in different)
+            )
+        identity = identity | ({"earlier_mixtures": earlier} if earlier else {})
+        ranks.barrier()
+        if replaces and ranks.is_main:
+            dump_args(args, run_dir / CONFIG)
+            write_json(path, identity)
+    else:
+        ranks.barrier()
+        if ranks.is_main:
+            dump_args(args, run_dir / CONFIG)
+            write_json(path, identity)
     ranks.barrier()
-    if ranks.is_main and not path.is_file():
-        dump_args(args, run_dir / CONFIG)
-        write_json(path, identity)
-    ranks.barrier()
+    return identity

@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from lingua_synth.mixture import plan_report
+from lingua_synth.mixture.args import build_mixture
+from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
 from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.shards import MANIFEST
-from lingua_synth.train.args import TrainArgs
+from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
 
 
@@ -70,3 +73,31 @@ def refuse_other_vocabulary(sources: Mapping[str, TokenSource], domains: Mapping
                 f"domain {name!r} was tokenized with {found['name']} ({found['n_words']} entries), the sources with "
                 f"{trained['name']} ({trained['n_words']} entries); tokenize the domain with the sources' tokenizer"
             )
+
+
+def fit_to_sources(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size: int) -> TrainArgs:
+    """The resolved config, with fewer steps where synth.on_exhaustion is stop and the sources end before.
+
+    The warm-up keeps its share of the run. Raises ValueError, before the run folder is touched, for a mixture that asks
+    a source for more than it may give, and when there is not one step. A run that has begun is judged where it stands.
+    """
+    mixture = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
+    per_step = tokens_per_step(args, dp_size) // args.data.seq_len
+    has_begun = bool(list_checkpoints(Path(args.dump_dir)))
+    plan = plan_report(
+        sources,
+        mixture,
+        args.steps * per_step,
+        args.data.seq_len,
+        schedule=args.synth.schedule,
+        validate=not has_begun,
+    )
+    steps = plan.end // per_step
+    if steps >= args.steps:
+        return args
+    if not steps:
+        raise ValueError(f"the sources end before the first step of {per_step:,} sequences: {plan.notices()[0]}")
+    warmup = args.optim.warmup
+    if args.synth.warmup_ratio is not None:
+        warmup = round(args.synth.warmup_ratio * steps)
+    return dataclasses.replace(args, steps=steps, optim=dataclasses.replace(args.optim, warmup=warmup))

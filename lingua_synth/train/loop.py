@@ -31,7 +31,8 @@ from tqdm import tqdm
 from lingua_synth.config import to_dict
 from lingua_synth.evaluate import DomainSums, evaluate_domains, summarize
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
-from lingua_synth.mixture import Mixture, MixtureLoader, parse_ratio
+from lingua_synth.mixture import MixtureLoader
+from lingua_synth.mixture.args import build_mixture
 from lingua_synth.model.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token
 from lingua_synth.model.transformer import Transformer, build_model
@@ -40,7 +41,13 @@ from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.distributed import Ranks, data_parallel
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.identity import claim_folder, run_identity
-from lingua_synth.train.inputs import open_shards, open_sources, refuse_other_vocabulary, with_shard_tokenizer
+from lingua_synth.train.inputs import (
+    fit_to_sources,
+    open_shards,
+    open_sources,
+    refuse_other_vocabulary,
+    with_shard_tokenizer,
+)
 from lingua_synth.train.metrics import MetricsFile, close_logger, run_logger
 from lingua_synth.train.schedule import learning_rate_ratio
 
@@ -95,11 +102,12 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = with_shard_tokenizer(args, sources)
         vocab_size = int(next(iter(sources.values())).manifest["tokenizer"]["n_words"])
         args = resolve_args(args, dp_size=ranks.size, vocab_size=vocab_size)
+        args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
-            claim_folder(Path(args.dump_dir), args, identity, ranks)
+            identity = claim_folder(Path(args.dump_dir), args, identity, ranks)
             if (Path(args.dump_dir) / RESULT).is_file():
                 return read_json(Path(args.dump_dir) / RESULT)
             run = _prepare(args, sources, domains, ranks, sha256_json(identity))
@@ -125,10 +133,7 @@ def _prepare(
     global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
     loader = MixtureLoader(
         sources,
-        Mixture(
-            {name: source.ratio for name, source in args.synth.sources.items()},
-            max_epochs={name: source.max_epochs for name, source in args.synth.sources.items()},
-        ),
+        build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
         seq_len=args.data.seq_len,
         batch_size=args.data.batch_size,
         dp_rank=ranks.rank,
@@ -136,6 +141,9 @@ def _prepare(
         global_batch_size=global_batch_size,
         seed=args.data.seed,
         num_sequences=args.steps * global_batch_size,
+        schedule=args.synth.schedule,
+        prefetch=args.synth.prefetch,
+        pin_memory=ranks.device.type == "cuda",
     )
     compute_dtype = torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32
     model = build_model(args.model, seed=args.seed, compute_dtype=compute_dtype).to(ranks.device)
@@ -155,6 +163,14 @@ def _prepare(
         step, elapsed_before_s = state["step"], state["elapsed_s"]
         loader.load_state_dict(state["data_loader_state"])
         logger.info("resumed from %s", found[-1].name)
+    if loader.num_sequences != args.steps * global_batch_size:
+        raise ValueError(
+            f"with what the run has read before, its mixture ends after {loader.num_sequences:,} of "
+            f"{args.steps * global_batch_size:,} sequences; raise max_epochs, or set synth.on_exhaustion to repeat or "
+            "renormalize"
+        )
+    for notice in loader.plan.notices() if loader.plan else []:
+        logger.info("mixture: %s", notice)
     stepper: torch.nn.Module = model
     if args.distributed.compile:
         stepper = torch.compile(stepper)  # type: ignore[assignment]
@@ -225,8 +241,8 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
         for micro_step in range(args.grad_acc_steps):
             data_started = time.perf_counter()
             batch = next(run.loader)
-            tokens = torch.from_numpy(batch.tokens).to(device, torch.int64, non_blocking=True)
-            labels = torch.from_numpy(batch.labels).to(device, torch.int64, non_blocking=True)
+            block = batch.to_torch(device).long()
+            tokens, labels = block[:, :-1], block[:, 1:]
             source = torch.from_numpy(batch.source.astype(np.int64)).to(device, non_blocking=True)
             window.data_s += time.perf_counter() - data_started
 
@@ -370,12 +386,16 @@ def _result_row(run: _Run, sums: Mapping[str, DomainSums]) -> dict[str, Any]:
     args, counts = run.args, count_parameters(run.args.model)
     num_tokens = args.steps * run.tokens_per_step
     accounting = run.loader.accounting(num_tokens // args.data.seq_len)
-    ratios = {name: source.ratio for name, source in args.synth.sources.items()}
+    mixture = run.loader.mixture
+    listed = "+".join(f"{name}:{source.ratio}" for name, source in args.synth.sources.items())
     row: dict[str, Any] = {
         "run_id": args.name,
-        "mixture": args.synth.mixture or "+".join(f"{name}:{ratio}" for name, ratio in ratios.items()),
+        "mixture": args.synth.mixture or (listed if mixture.is_constant else str(mixture)),
     }
-    row |= {f"ratio_{name}": float(parse_ratio(ratio)) for name, ratio in ratios.items()}
+    # What was asked for over the whole run: the ratio itself where it is constant.
+    num_sequences = num_tokens // args.data.seq_len
+    asked = run.loader.schedule.course.target(num_sequences)
+    row |= {f"ratio_{name}": float(share / num_sequences) for name, share in zip(mixture.names, asked, strict=True)}
     row |= {
         "size": args.synth.preset or f"{args.model.dim}x{args.model.n_layers}",
         "n_non_embedding": counts.non_embedding,

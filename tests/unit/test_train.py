@@ -14,7 +14,7 @@ import torch
 
 from lingua_synth.config import dump_args
 from lingua_synth.files import read_json
-from lingua_synth.train import resolve_args, train
+from lingua_synth.train import loop, resolve_args, train
 from lingua_synth.train.args import OptimArgs
 from lingua_synth.train.metrics import read_metrics
 from lingua_synth.train.schedule import learning_rate_ratio
@@ -234,3 +234,77 @@ def test_the_verb_evaluate_finds_the_loss_the_run_reported(train_args, shards, t
     assert found["domains"]["near"]["nats"] / found["domains"]["near"]["tokens"] == row["loss_near"]
     with pytest.raises(ValueError, match="seq_len 64 is longer than the model's context of 32"):
         main([*words, f"domains.near={shards['near']}", "seq_len=64"])
+
+
+# --- mixtures that change ---
+
+RATIOS = {"natural": {"ratio": "1"}, "synthetic": {"ratio": "1"}}
+WARM_IN = {
+    "plain": {"ratios": {"natural": 1}, "until": "1/4"},
+    "ramp": {"ratios": {"natural": 1}, "ramp_to": {"natural": "1/2", "synthetic": "1/2"}, "until": "3/4"},
+    "mixed": {"ratios": {"natural": "1/2", "synthetic": "1/2"}},
+}
+
+
+@pytest.mark.parametrize("schedule", ["tree", "strict"])
+def test_a_run_in_stages_reads_what_they_ask_for_also_when_resumed(train_args, tmp_path, schedule, monkeypatch):
+    staged = {"synth": {"sources": RATIOS, "stages": WARM_IN, "mixture": "", "schedule": schedule}}
+    row = train(train_args(staged, dump_dir=tmp_path / "whole"), progress=False)
+    # 96 sequences: 24 natural, 48 on the way from 1 to 1/2, 24 at 1/2.
+    assert abs(row["tokens_synthetic"] - (12 + 12) * 32) <= 32 and row["tokens"] == 96 * 32
+    assert row["ratio_synthetic"] == pytest.approx(0.25, abs=0.01) and "until 1/4" in row["mixture"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(train_args(staged, dump_dir=tmp_path / "cut"), progress=False)
+    again = train(train_args(staged, dump_dir=tmp_path / "cut"), progress=False)
+    assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in row.items() if k != "wall_s"}
+
+
+def test_a_changed_mixture_is_refused_or_appended(train_args, tmp_path, monkeypatch):
+    saved = loop._save
+
+    def save_and_stop(run):
+        saved(run)
+        if run.step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(train_args(), progress=False)
+    monkeypatch.undo()
+    changed = {"synth": {"sources": {"natural": {"ratio": "1/4"}, "synthetic": {"ratio": "3/4"}}}}
+    with pytest.raises(ValueError, match=r"sources\.natural\.ratio '2/3' there, '1/4' now.*mixture_change=append"):
+        train(train_args(changed), progress=False)
+    append = {"synth": {"mixture_change": "append"}}
+    with pytest.raises(ValueError, match=r"optim\.lr"):
+        train(train_args(changed, append, {"optim": {"lr": 1e-3}}), progress=False)
+    with pytest.warns(UserWarning, match=r"mixture has changed: up to position 40"):
+        row = train(train_args(changed, append), progress=False)
+    # 40 sequences at 1/3, 56 at 3/4.
+    assert abs(row["tokens_synthetic"] - round(40 / 3 + 56 * 3 / 4) * 32) <= 64
+    assert row["ratio_synthetic"] == pytest.approx((40 / 3 + 42) / 96)
+    identity = read_json(tmp_path / "run" / "identity.json")
+    assert [one["sources"]["natural"]["ratio"] for one in identity["earlier_mixtures"]] == ["2/3"]
+    assert train(train_args(changed), progress=False) == row
+    clean = train(train_args(changed, dump_dir=tmp_path / "clean"), progress=False)
+    assert clean["config_sha256"] != row["config_sha256"]
+
+
+def test_a_run_ends_with_its_sources_when_told_to(train_args, shards, tmp_path):
+    from lingua_synth.tokens import TokenSource
+
+    windows = (TokenSource(shards["synthetic"]).num_tokens - 1) // 32
+    scarce = {"synthetic": {"max_epochs": 16.5 / windows}}  # 16 sequences: a third of 48
+    with pytest.raises(ValueError, match="'synthetic' can give 16 sequences"):
+        train(train_args({"synth": {"sources": scarce}}), progress=False)
+    row = train(train_args({"synth": {"sources": scarce, "on_exhaustion": "stop"}}), progress=False)
+    assert row["tokens"] == 6 * 256 and row["tokens_synthetic"] == 16 * 32
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert records[-1]["global_step"] == 6
+    assert records[-1]["optim/lr"] < records[2]["optim/lr"]  # the schedule knows the end
+    few = {"synthetic": {"max_epochs": 2.5 / windows}}
+    with pytest.raises(ValueError, match="end before the first step of 8 sequences"):
+        train(
+            train_args({"synth": {"sources": few, "on_exhaustion": "stop"}}, dump_dir=tmp_path / "few"), progress=False
+        )
