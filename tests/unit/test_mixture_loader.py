@@ -564,3 +564,24 @@ def test_a_batch_becomes_a_tensor_that_shares_its_memory():
     assert tensor.dtype == torch.int32 and (tensor.numpy() == batch.block).all()
     tensor[0, 0] = -5
     assert batch.block[0, 0] == -5
+
+
+@pytest.mark.parametrize("schedule", ["tree", "strict"])
+def test_one_stream_through_one_two_four_and_eight_ranks_restarted_at_epoch_boundaries(schedule):
+    """Restarts where the web source ends a pass, on another number of ranks and another micro-batch each time."""
+    settings = dict(global_batch_size=8, schedule=schedule, num_sequences=1_600)
+    expected, _ = global_batches(200, [loader(batch_size=8, **settings)])
+    account = loader(batch_size=8, **settings).accounting
+    # Global batches in which a source's first, second, ... pass ends.
+    boundaries = [b for b in range(1, 200) if int(account(8 * b)["web"].epochs) > int(account(8 * b - 8)["web"].epochs)]
+    assert len(boundaries) > 10
+    found, done, state = [], 0, None
+    for dp_size, stop in zip((1, 2, 4, 8, 2, 1), [*boundaries[1:10:2], 200], strict=True):
+        streams = ranks(dp_size, batch_size=max(1, 4 // dp_size), **settings)
+        for rank in streams:
+            if state is not None:
+                rank.load_state_dict(state)
+        blocks, _ = global_batches(stop - done, streams)
+        found.append(blocks)
+        done, state = stop, json.loads(json.dumps(streams[-1].state_dict()))
+    assert np.concatenate(found).tobytes() == expected.tobytes()

@@ -153,3 +153,21 @@ def test_plan_and_refusals_speak_of_it():
     state = MixtureLoader(three(), THREE, seq_len=8, schedule="strict").state_dict()
     with pytest.raises(ValueError, match="schedule was strict, is tree"):
         MixtureLoader(three(), THREE, seq_len=8).load_state_dict(state)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=40).filter(any), st.integers(0, 10**6))
+def test_far_prefixes_are_within_the_bound_and_do_not_drift(weights, offset):
+    """Near 10^9, in exact arithmetic; and a whole number of periods later the errors are the same."""
+    schedule, total, far = schedule_of(weights), sum(weights), 10**9 + offset
+    counts = schedule.counts(far).tolist()
+    source, j = schedule.locate(np.arange(far, far + 300))
+    for step, (i, index) in enumerate(zip(source.tolist(), j.tolist(), strict=True)):
+        assert index == counts[i]
+        counts[i] += 1
+        assert all(
+            abs(c * total - (far + step + 1) * w) <= schedule.bound * total
+            for c, w in zip(counts, weights, strict=True)
+        )
+    later = schedule.counts(far + 10**6 * total)
+    assert (later - schedule.counts(far) == 10**6 * np.array(weights)).all()
