@@ -66,6 +66,8 @@ class MixtureLoader:
     n_views: columns of a row beyond its inputs, plus 1: 2 gives tokens and labels, more give tokens further ahead.
     document_boundaries: tell for each token which document of its row it belongs to (`Batch.document`).
     pin_memory: read into page-locked memory, from which copies to a GPU run beside its work; without CUDA, no effect.
+    state: a saved state to begin at, as `load_state_dict`; then only what is still to be read is checked against the
+    sources, so that a mixture may be new that they could not have served from the start.
 
     Promises: the counts of every source are those of `Schedule`, at every global batch; in each epoch of a source
     every window is read exactly once; the stream is a pure function of sources, ratios, seq_len, seed and schedule.
@@ -89,6 +91,7 @@ class MixtureLoader:
         n_views: int = 2,
         document_boundaries: bool = False,
         pin_memory: bool = False,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.seq_len = validate_count("seq_len", seq_len, at_least=1)
         self.batch_size = validate_count("batch_size", batch_size, at_least=1)
@@ -129,23 +132,26 @@ class MixtureLoader:
         self._slot_permutation = slot_permutation
         self._position, self._micro_batch = 0, 0
         self._batches: Iterator[Batch] = iter(())
-        self._follow(None)
-        self._warn_of_notices()
-        self._go_to(0)
+        self._follow(None, validate=state is None)
+        if state is not None:
+            self.load_state_dict(state)
+        else:
+            self._warn_of_notices()
+            self._go_to(0)
 
     def _warn_of_notices(self) -> None:
         if self.dp_rank == 0 and self.plan is not None:
             for notice in self.plan.notices():
                 warnings.warn(f"mixture: {notice}", stacklevel=4)
 
-    def _follow(self, after: tuple[Course, int] | None) -> None:
+    def _follow(self, after: tuple[Course, int] | None, validate: bool = True) -> None:
         """Settle the schedule and the end of the stream; `after`: the course behind it, up to a position."""
         mixture, sources = self.mixture, self._sources
         if self._asked is None:
             followed = follow(mixture, self.num_windows, None, self.seq_len, schedule=self._kind, after=after)
             self.plan, self.schedule, self._end = None, followed.schedule, followed.end
             start = after[1] if after else 0
-            if followed.end is not None and followed.end < start + self.global_batch_size:
+            if validate and followed.end is not None and followed.end < start + self.global_batch_size:
                 if mixture.is_constant and after is None:  # the plan of one global batch has the numbers
                     constant = Mixture(mixture.ratios, mixture.max_epochs)
                     plan_report(sources, constant, self.global_batch_size, self.seq_len, n_views=self.n_views)
@@ -156,7 +162,14 @@ class MixtureLoader:
             self.num_sequences = None
         else:
             self.plan = plan_report(
-                sources, mixture, self._asked, self.seq_len, schedule=self._kind, n_views=self.n_views, after=after
+                sources,
+                mixture,
+                self._asked,
+                self.seq_len,
+                schedule=self._kind,
+                n_views=self.n_views,
+                validate=validate,
+                after=after,
             )
             self.schedule, self._end = self.plan.schedule, self.plan.end
             self.num_sequences = self._asked
@@ -314,9 +327,10 @@ class MixtureLoader:
             raise
 
     def _resume(self, position: int, course: Course | None, counts: Any) -> None:
-        # Judged against the mixture as a fresh run would follow it.
-        self._follow(None)
-        if course is not None and course.history(position) != self.schedule.course.history(position):
+        self._follow(None, validate=False)
+        if course is None or course.history(position) == self.schedule.course.history(position):
+            self._follow(None)
+        else:
             self._follow((course, position))
             before, later = course.until(position)[-1], self.schedule.course.from_position(position)[0]
             if self.dp_rank == 0 and not before.goes_on_as(later):

@@ -131,6 +131,23 @@ def _prepare(
 ) -> _Run:
     """Build everything, and bring it to where the newest checkpoint stood."""
     global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
+    compute_dtype = torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32
+    model = build_model(args.model, seed=args.seed, compute_dtype=compute_dtype).to(ranks.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=args.optim.lr,
+        betas=(args.optim.beta1, args.optim.beta2),
+        eps=args.optim.epsilon,
+        weight_decay=args.optim.weight_decay,
+        fused=True,
+    )
+    run_dir = Path(args.dump_dir)
+    logger = run_logger(run_dir, ranks.is_main)
+    step, elapsed_before_s, data_state = 0, 0.0, None
+    if found := list_checkpoints(run_dir):
+        state = restore_checkpoint(found[-1], model, optimizer)
+        step, elapsed_before_s, data_state = state["step"], state["elapsed_s"], state["data_loader_state"]
+        logger.info("resumed from %s", found[-1].name)
     loader = MixtureLoader(
         sources,
         build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
@@ -144,25 +161,8 @@ def _prepare(
         schedule=args.synth.schedule,
         prefetch=args.synth.prefetch,
         pin_memory=ranks.device.type == "cuda",
+        state=data_state,
     )
-    compute_dtype = torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32
-    model = build_model(args.model, seed=args.seed, compute_dtype=compute_dtype).to(ranks.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=args.optim.lr,
-        betas=(args.optim.beta1, args.optim.beta2),
-        eps=args.optim.epsilon,
-        weight_decay=args.optim.weight_decay,
-        fused=True,
-    )
-    run_dir = Path(args.dump_dir)
-    logger = run_logger(run_dir, ranks.is_main)
-    step, elapsed_before_s = 0, 0.0
-    if found := list_checkpoints(run_dir):
-        state = restore_checkpoint(found[-1], model, optimizer)
-        step, elapsed_before_s = state["step"], state["elapsed_s"]
-        loader.load_state_dict(state["data_loader_state"])
-        logger.info("resumed from %s", found[-1].name)
     if loader.num_sequences != args.steps * global_batch_size:
         raise ValueError(
             f"with what the run has read before, its mixture ends after {loader.num_sequences:,} of "

@@ -343,6 +343,23 @@ def test_a_source_that_was_read_must_stay_listed():
         loader(NEW, sources=other).load_state_dict(first.state_dict())
 
 
+def test_a_mixture_that_could_not_have_served_the_whole_run_may_finish_it():
+    first = loader(OLD, num_sequences=800)
+    stream_of([first], 80)
+    scarce = sources(code=801)  # 200 sequences
+    anneal = Mixture({"web": 0, "hq": 0, "code": 1})
+    with pytest.raises(ValueError, match="'code' can give 200 sequences"):
+        loader(anneal, sources=scarce, num_sequences=800)
+    with pytest.warns(UserWarning, match="mixture has changed"):
+        second = loader(anneal, sources=scarce, num_sequences=800, state=first.state_dict())
+    assert second.position == 640 and sum(1 for _ in second) * 2 == 160
+    assert second.accounting()["code"].sequences == 160
+    early = loader(OLD, num_sequences=800)
+    stream_of([early], 70)
+    with pytest.raises(ValueError, match=r"'code' can give 200 sequences .* but the plan needs 240"):
+        loader(anneal, sources=scarce, num_sequences=800, state=early.state_dict())
+
+
 def test_a_stage_added_to_the_future_is_no_change_of_the_past():
     first = loader(OLD)
     stream_of([first], 30)
@@ -417,6 +434,7 @@ def small():
 THREE = {"web": "1/2", "hq": "1/4", "code": "1/4"}
 
 
+@pytest.mark.filterwarnings("ignore:mixture")
 def test_stop_ends_the_stream_before_a_source_exceeds_its_passes():
     mixture = Mixture(THREE, on_exhaustion="stop")
     plan = plan_report(small(), mixture, 100, SEQ_LEN)
@@ -431,6 +449,7 @@ def test_stop_ends_the_stream_before_a_source_exceeds_its_passes():
     assert sum(1 for _ in endless) * 2 == end // 8 * 8
 
 
+@pytest.mark.filterwarnings("ignore:mixture")
 def test_repeat_goes_on_reshuffled_and_says_so():
     mixture = Mixture(THREE, on_exhaustion="repeat")
     with pytest.warns(UserWarning, match="'hq' has given its max_epochs: it begins another pass, reshuffled"):
