@@ -114,6 +114,32 @@ def test_the_first_documents_are_compared_too(ranks_file, monkeypatch):
         assert_tiktoken_ids(tokenizer, ranks_file, [*TEXTS, "never among the hard texts, the rest"])
 
 
+def test_the_hard_texts_are_compared_too(ranks_file, monkeypatch):
+    tokenizer = build(monkeypatch, ranks_file, Double(lambda text, ids: ids[::-1] if "ab ab ab" in text else ids))
+    with pytest.warns(UserWarning, match=r"on 1 of [\d,]+ texts, first 'ab ab "):
+        assert_tiktoken_ids(tokenizer, ranks_file, TEXTS)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 2048, 5_000])
+def test_one_text_in_so_many_is_compared_again(batch):
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    reference = Double().load(ranks, tokenizer_module.LLAMA3_PATTERN)
+    compared = []
+
+    def spy(texts):
+        compared.extend(texts)
+        return reference(texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_bpe, "_load_gigatoken", Double().load)
+        fast = fast_bpe.VerifiedBPE(ranks, tokenizer_module.LLAMA3_PATTERN, spy)
+    compared.clear()
+    texts = [f"text {i}" for i in range(10_000)]
+    for start in range(0, len(texts), batch):
+        fast.encode(texts[start : start + batch])
+    assert compared == texts[:: fast_bpe.CHECK_EVERY]
+
+
 def test_characters_of_another_unicode_go_to_tiktoken_and_the_rest_does_not(ranks_file, monkeypatch):
     other = "\u0c5c\u0915\U000323b0"  # classed otherwise by the double: as if they were not letters
 

@@ -191,6 +191,13 @@ def damage(tmp_path, what):
         write_dataset(prefix, [[256, 97], [-1]], [0, 1, 2], 4, "<i4")
     elif what == "floats":
         write_dataset(prefix, [[1.0], [2.0]], [0, 1, 2], 7, "<f4")
+    elif what == "backwards":
+        write_dataset(prefix, [[97], [98]], [0, 2, 1, 2])
+    elif what == "overlapping":
+        write_dataset(prefix, [[97] * 3, [98], [99]], [0, 1, 2, 3])
+        index = bytearray(idx_path.read_bytes())
+        index[34 : 34 + 12 + 24] = struct.pack("<3i3q", 3, -1, 3, 0, 6, 4)  # 5 ids in all, as .bin has
+        idx_path.write_bytes(index)
     elif what == "no documents":
         write_dataset(prefix, [[97]], [0])
     else:
@@ -225,6 +232,8 @@ def damage(tmp_path, what):
         ("modes", r"multimodal"),
         ("pointers", r"data.idx is damaged: its sequences do not follow each other"),
         ("negative length", r"data.idx is damaged: its sequences do not follow each other"),
+        ("overlapping", r"data.idx is damaged: its sequences do not follow each other"),
+        ("backwards", r"data.idx is damaged: its documents do not cover its 2 sequences"),
         ("documents", r"data.idx is damaged: its documents do not cover its 2 sequences"),
         ("no documents", r"data.idx is damaged: its documents do not cover its 1 sequences"),
         ("unknown id", r"data.bin holds the id 258 in document 1, the vocabulary bytes .* has ids 0 to 257"),
