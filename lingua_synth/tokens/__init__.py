@@ -3,6 +3,7 @@
 Document ──Tokenizer──> ids ──tokenize──> shard-NNNNN.arrow + manifest.json ──TokenSource──> windows of ids
 """
 
+from lingua_synth.tokens.megatron import export_megatron, import_megatron
 from lingua_synth.tokens.sentencepiece_training import train_sentencepiece
 from lingua_synth.tokens.shards import read_manifest
 from lingua_synth.tokens.source import TokenSource, verify_shards
@@ -13,6 +14,8 @@ __all__ = [
     "TokenSource",
     "Tokenizer",
     "build_tokenizer",
+    "export_megatron",
+    "import_megatron",
     "read_manifest",
     "tokenize",
     "train_sentencepiece",

@@ -16,7 +16,6 @@ from pathlib import Path
 from lingua_synth.files import sha256_file
 
 PACKAGE = "llama_models"
-NUM_RANKS = 128_000
 # SHA-256 of `llama_models/llama3/tokenizer.model` (128,000 lines) in llama-models 0.3.0; the file that Meta publishes
 # with the weights of Llama 3, 3.1, 3.2 and 3.3.
 FILE_SHA256 = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
