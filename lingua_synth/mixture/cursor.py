@@ -8,12 +8,13 @@ takes the other's; inside one, "given" is added: what every rank has been given 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lingua_synth.mixture.batch import Batch
 from lingua_synth.mixture.loader import MixtureLoader
 from lingua_synth.mixture.mixture import Mixture
+from lingua_synth.mixture.reader import SEQUENCES_AHEAD
 
 
 def micro_batches(loader: MixtureLoader) -> int:
@@ -27,23 +28,32 @@ def num_batches_from(loader: MixtureLoader, position: int) -> int:
     return max(0, end - position) // loader.global_batch_size * micro_batches(loader)
 
 
-def read_batch(loader: MixtureLoader, position: int, micro_batch: int) -> Batch | None:
-    """This rank's batch number `micro_batch` of the global batch that begins at `position`; None after the last.
+def read_batches(loader: MixtureLoader, position: int, first: int, step: int) -> Iterator[Batch]:
+    """Batches number `first`, `first + step`, ... of this rank, counted from the global batch at `position`.
 
-    Any batch at any time; the iteration of `loader` is not moved. Raises ValueError where the loader would, when its
-    sources are used up.
+    The iteration of `loader` is not moved. Ends where it ends, and raises ValueError as it does when the sources are
+    used up. Positions of others' batches are computed here and their tokens are not read.
     """
-    if loader.num_sequences is not None and position >= loader.num_sequences:
-        return None
-    end = loader._reader.end
-    if position + loader.global_batch_size > end:
-        if loader.mixture.on_exhaustion != "refuse":
-            return None
+    reader, per_batch = loader._reader, micro_batches(loader)
+    # As many of the batches read here are located in one sweep as the loader does of its own.
+    sweep = max(1, SEQUENCES_AHEAD * step // reader.num_slots)
+    end = num_batches_from(loader, position) // per_batch
+    for begin in range(first // per_batch, end, sweep):
+        count = min(sweep, end - begin)
+        start = position + begin * loader.global_batch_size
+        here = begin * per_batch
+        skipped = first - here if first >= here else (first - here) % step
+        rows = reader._positions(start, count).reshape(-1, loader.batch_size)[skipped::step]
+        source, _, window = reader.order.locate(rows)
+        for row in range(len(rows)):
+            yield reader._read(rows[row].copy(), source[row].copy(), window[row])
+    used_up = position + end * loader.global_batch_size
+    is_over = loader.num_sequences is not None and used_up >= loader.num_sequences
+    if not is_over and loader.mixture.on_exhaustion == "refuse":
         raise ValueError(
-            f"the sources are used up: a source exceeds its max_epochs at position {end:,}, in the global batch at "
-            f"{position:,}. Raise its max_epochs, give num_sequences to end before, or set on_exhaustion"
+            f"the sources are used up: a source exceeds its max_epochs at position {reader.end:,}, in the global batch "
+            f"at {used_up:,}. Raise its max_epochs, give num_sequences to end before, or set on_exhaustion"
         )
-    return loader._reader.batch_at(position, micro_batch)
 
 
 def state_at(loader: MixtureLoader, position: int, micro_batch: int) -> dict[str, Any]:
