@@ -249,7 +249,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, sma
     out, work = tmp_path / "out", tmp_path / "out" / ".tokenizing"
     rng = random.Random(7)
     # After so many units of pass 1, shards of pass 2; and a little later, in the middle of a write perhaps.
-    for pattern, count in (("unit-*.json", 1), ("unit-*.json", 4), ("shard-*.json", 1), ("shard-*.json", 5)):
+    for pattern, count in (("unit-*.json", 3), ("shard-*.json", 1), ("shard-*.json", 5)):
         done = {path: path.stat().st_mtime_ns for path in work.glob("*.json")}
         process = start(corpus, out, "tokens_doubles.Slow()", shuffle_seed)
         wait_until(lambda k=(pattern, count, process): len(list(work.glob(k[0]))) >= k[1] or k[2].poll() is not None)
@@ -270,6 +270,18 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, sma
     run(corpus, out, Counting(log), shuffle_seed=shuffle_seed, num_workers=2)
     assert not log.exists()  # pass 1 was finished
     assert content(out) == content(tmp_path / "expected")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's /proc")
+def test_workers_end_with_their_parent_whatever_they_do(tmp_path, corpus):
+    process = start(corpus, tmp_path / "out", "tokens_doubles.Stuck()")
+    work = tmp_path / "out" / ".tokenizing"
+    wait_until(lambda: len(list(work.glob(".unit-*.tmp"))) == 2)  # both are at work
+    workers = children(process.pid)
+    process.kill()
+    process.wait()  # their ends of its pipes are open while they live
+    assert len(workers) == 2
+    wait_until(lambda: not any(map(is_alive, workers)), 5)
 
 
 @pytest.mark.parametrize("change", ["nothing", "settings", "input"])
@@ -355,7 +367,7 @@ def test_a_hopeless_input_stops_early(tmp_path, small, num_workers):
     assert (manifest["documents"], manifest["skipped"]) == (800, {"not JSON": 200})
 
 
-def test_rejects_are_judged_in_the_order_of_the_input(tmp_path, small):
+def test_rejects_are_judged_in_the_order_of_the_input(tmp_path, small, monkeypatch):
     # 10 of the first 200 lines are bad, and none of 800 others: too many while reading in order, few in all.
     write_documents(tmp_path / "in.jsonl", texts_of(1_000))
     lines = (tmp_path / "in.jsonl").read_bytes().splitlines(keepends=True)
@@ -365,6 +377,18 @@ def test_rejects_are_judged_in_the_order_of_the_input(tmp_path, small):
     for num_workers in (1, 2):
         with pytest.raises(ValueError, match="blank line 10"):
             run(tmp_path / "in.jsonl", tmp_path / f"{num_workers}", num_workers=num_workers, max_reject_rate=0.02)
+    # In one unit too, whose share of rejects is small at its end.
+    monkeypatch.setattr(tokenization, "SIZES", replace(SMALL, min_unit_bytes=1 << 20, max_unit_bytes=1 << 20))
+    with pytest.raises(ValueError, match=r"10 of 11\d lines read .* blank line 10"):
+        run(tmp_path / "in.jsonl", tmp_path / "one", max_reject_rate=0.02)
+
+
+def test_a_hopeless_file_that_cannot_be_cut_stops_early(tmp_path, small):
+    lines = [line for document in texts_of(1_000) for line in (json.dumps({"text": document.text}).encode(), b"[]")]
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    with pytest.raises(ValueError, match="not a JSON object"):
+        run(tmp_path / "in.jsonl.gz", tmp_path / "out", Slow())
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) < 500
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -474,7 +498,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 def test_many_units_need_few_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenization, "SIZES", replace(SMALL, min_unit_bytes=1, max_unit_bytes=1))
     (tmp_path / "in").mkdir()
-    for i in range(40):
+    for i in range(20):
         (tmp_path / "in" / f"{i}.jsonl").write_text(json.dumps({"text": f"text {i}"}))
     import resource
 
@@ -484,7 +508,7 @@ def test_many_units_need_few_open_files(tmp_path, monkeypatch):
         manifest = run(tmp_path / "in", tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert manifest["documents"] == len(manifest["inputs"]["files"]) == 40
+    assert manifest["documents"] == len(manifest["inputs"]["files"]) == 20
 
 
 # --- the verb, the bar, and callers ---

@@ -17,6 +17,13 @@ class Slow(ByteTokenizer):
         return super().encode_flat(texts)
 
 
+class Stuck(ByteTokenizer):
+    """Works on its first batch for ever."""
+
+    def encode_flat(self, texts):
+        time.sleep(1_000)
+
+
 class DiesOnce(ByteTokenizer):
     """Its process is killed, as by a kernel short of memory, at a document with `word`, unless `flag` exists."""
 
