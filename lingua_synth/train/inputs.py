@@ -42,7 +42,7 @@ def open_sources(args: TrainArgs, ranks: Ranks) -> dict[str, TokenSource]:
                     f"synth.sources.{name}.documents is to be tokenized: name the tokenizer, e.g. "
                     "data.tokenizer.name=bytes"
                 )
-            tokenize(source.documents, source.path, build_tokenizer(tokenizer.name, tokenizer.path))
+            tokenize(source.documents, source.path, build_tokenizer(tokenizer.name, tokenizer.path, tokenizer.fast))
     ranks.barrier()
     return {name: open_shards(f"source {name!r}", source.path) for name, source in args.synth.sources.items()}
 
