@@ -65,7 +65,7 @@ def state_at(loader: MixtureLoader, position: int, micro_batch: int) -> dict[str
     there._position, there._micro_batch = position, 0
     state = there.state_dict()
     if micro_batch:
-        state["given"] = {"sequences_per_rank": micro_batch * loader.batch_size} | _slices(loader, position)
+        state["given"] = {"sequences_per_rank": micro_batch * loader.batch_size} | slices(loader, position)
     return state
 
 
@@ -90,8 +90,8 @@ def resume(
         raise
 
 
-def _slices(loader: MixtureLoader, position: int) -> dict[str, Any]:
-    """What the sequences given to a rank depend on, inside the global batch at `position`."""
+def slices(loader: MixtureLoader, position: int) -> dict[str, Any]:
+    """What decides which rank is given what, up to the end of the global batch at `position`."""
     return {
         "dp_size": loader.dp_size,
         "global_batch_size": loader.global_batch_size,
@@ -101,7 +101,7 @@ def _slices(loader: MixtureLoader, position: int) -> dict[str, Any]:
 
 
 def _given_batches(loader: MixtureLoader, given: Any) -> int:
-    present = _slices(loader, loader.position)
+    present = slices(loader, loader.position)
     sequences = given.get("sequences_per_rank") if isinstance(given, Mapping) else None
     if type(sequences) is not int or set(given) != {"sequences_per_rank", *present}:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 One dataset is one rank's stream, and each item is a whole batch: use it with `batch_size=None`. Worker w of W reads
 batches w, w + W, w + 2 W ... and the DataLoader takes them in turn, so the stream is the same for any number of
-workers. This module needs torch; the package does not import it for you.
+workers. Without workers is fastest: a batch is read in less time than it takes to pass one between processes.
+This module needs torch; the package does not import it for you.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lingua_synth.mixture.batch import Batch
-from lingua_synth.mixture.cursor import micro_batches, num_batches_from, read_batches, resume, state_at
+from lingua_synth.mixture.cursor import micro_batches, num_batches_from, read_batches, resume, slices, state_at
 from lingua_synth.mixture.loader import MixtureLoader
 from lingua_synth.mixture.mixture import Mixture
 from lingua_synth.mixture.plan import TokenSourceLike
 from lingua_synth.mixture.ratios import Ratio, validate_count
+from lingua_synth.mixture.schedule import MAX_POSITION
 from lingua_synth.mixture.sequences import portable_sources, reopen_sources
 
 KEYS = ("tokens", "labels", "block", "source", "position", "document")
@@ -122,8 +124,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
 
         Another number of workers goes on in the same order: `load_state_dict(portable_state(saved))`, then a new
         DataLoader. So does another dp_size, batch_size or global_batch_size, except inside a global batch, where all
-        but the batch_size must stay. Raises ValueError for a state of another stream, and for that of one worker
-        among others than the present.
+        but the batch_size must stay; so does another mixture. Raises ValueError for a state of another stream, and
+        for the state of one worker when it is not loaded by that worker, or any of these has changed.
         """
         info = get_worker_info()
         with _silenced(info is not None and info.id > 0):
@@ -169,18 +171,14 @@ class _Walk:
 
     def __init__(self, loader: MixtureLoader, state: Mapping[str, Any] | None, worker: int, num_workers: int) -> None:
         self.loader = loader
-        self._place = {"id": worker, "num_workers": num_workers}
+        self._step = num_workers
         state = dict(state) if isinstance(state, Mapping) else state
-        place = state.pop("worker", None) if isinstance(state, dict) else None
-        ahead = worker
-        if place is not None:
-            ahead = place.get("ahead", 0) if isinstance(place, Mapping) else 0
-            if place != self._place | {"ahead": ahead}:
-                raise ValueError(
-                    f"the state is of one worker, {_in_words(place)}, and this is {_in_words(self._place)}: for "
-                    "another num_workers, dataset.load_state_dict(portable_state(saved)) and a new DataLoader"
-                )
+        saved = state.pop("worker", None) if isinstance(state, dict) else None
         given = 0 if state is None else resume(loader, state)
+        # Workers stand at different places of one cut of the stream: none of them can go on alone in another cut.
+        self._worker = {"id": worker, "num_workers": num_workers, "batch_size": loader.batch_size}
+        self._worker |= slices(loader, MAX_POSITION)
+        ahead = worker if saved is None else _validate_worker(saved, self._worker)
         self._start = loader.position
         self.next_batch = given + ahead
         """Of this rank, counted from the beginning of the global batch at `_start`."""
@@ -188,9 +186,8 @@ class _Walk:
         """Batches from there to the end of the stream."""
 
     def __iter__(self) -> Iterator[Batch]:
-        step = self._place["num_workers"]
-        for batch in read_batches(self.loader, self._start, self.next_batch, step):
-            self.next_batch += step
+        for batch in read_batches(self.loader, self._start, self.next_batch, self._step):
+            self.next_batch += self._step
             yield batch
 
     def _where(self, batch: int) -> tuple[int, int]:
@@ -202,9 +199,23 @@ class _Walk:
         # A worker's next batch may lie behind the end; how far, it must know should the run be made longer.
         within = min(self.next_batch, self.end)
         state = state_at(self.loader, *self._where(within))
-        if self._place["num_workers"] > 1:
-            state["worker"] = self._place | {"ahead": self.next_batch - within}
+        if self._step > 1:
+            state["worker"] = self._worker | {"ahead": self.next_batch - within}
         return state
+
+
+def _validate_worker(saved: Any, present: Mapping[str, Any]) -> int:
+    """How far behind the end of the stream the worker of a saved state stands; ValueError if it is not `present`."""
+    ahead = saved.get("ahead") if isinstance(saved, Mapping) else None
+    if type(ahead) is not int or ahead < 0 or set(saved) != {"ahead", *present}:
+        raise ValueError(f"no state of a worker: 'worker' should tell ahead, {', '.join(present)}; it is {saved!r}")
+    different = [f"{key} was {saved[key]}, is {now}" for key, now in present.items() if saved[key] != now]
+    if different:
+        raise ValueError(
+            f"the state is that of one worker among {saved['num_workers']}, and no such worker is here: "
+            f"{', '.join(different)}. To go on so: dataset.load_state_dict(portable_state(saved)), and a new DataLoader"
+        )
+    return ahead
 
 
 def portable_state(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,13 +248,6 @@ def portable_state(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _order(state: Mapping[str, Any]) -> tuple[int, int]:
     return state["position"], (state.get("given") or {}).get("sequences_per_rank", 0)
-
-
-def _in_words(place: Any) -> str:
-    try:
-        return f"number {place['id']} of {place['num_workers']}"
-    except (KeyError, TypeError):
-        return repr(place)
 
 
 @contextmanager

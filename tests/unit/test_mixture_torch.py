@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "i
 
 from torch.utils.data import DataLoader  # noqa: E402
 
-from lingua_synth.mixture import Mixture, MixtureLoader, torch_data  # noqa: E402
+from lingua_synth.mixture import Mixture, MixtureLoader, cursor, torch_data  # noqa: E402
 from lingua_synth.mixture.lingua_batches import lingua_batches  # noqa: E402
 from lingua_synth.mixture.torch_data import MixtureDataset, portable_state  # noqa: E402
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize  # noqa: E402
@@ -27,7 +27,7 @@ from mixture_doubles import ArraySource  # noqa: E402  # isort: skip
 SEQ_LEN = 8
 MIXTURE = Mixture({"web": "0.5", "hq": "0.4", "code": "0.1"}, max_epochs=100)
 SOURCES = {"web": ArraySource(0, 405), "hq": ArraySource(1, 251), "code": ArraySource(2, 63)}
-# Two global batches and two thirds of one more would be 10 batches of this: 13 end nowhere special for 2 or 3 workers.
+# Three global batches of four micro-batches.
 SETTINGS = {"seq_len": SEQ_LEN, "batch_size": 2, "seed": 3, "global_batch_size": 8, "num_sequences": 24}
 
 
@@ -77,6 +77,21 @@ def test_the_stream_is_the_loaders_for_any_number_of_workers(num_workers, dp_siz
         for key in batch:
             ours, its = batch[key].numpy(), getattr(plain, key)
             assert ours.dtype == its.dtype and ours.tobytes() == its.tobytes()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_sweeps_are_not_seen(num_workers, monkeypatch):
+    """Sequences are located many at a time: here few, from any batch on, in sweeps that end anywhere."""
+    monkeypatch.setattr(cursor, "SEQUENCES_AHEAD", 12)
+    loader = mixture_loader(num_sequences=240)
+    whole = [batch.block.tobytes() for batch in loader]
+    for first in range(9):
+        found = {
+            k: [batch.block.tobytes() for batch in cursor.read_batches(loader, 0, first + k, num_workers)]
+            for k in range(num_workers)
+        }
+        for k, blocks in found.items():
+            assert blocks == whole[first + k :: num_workers]
 
 
 def test_views_share_one_storage_also_through_a_worker():
@@ -325,12 +340,56 @@ def test_workers_refuse_the_state_of_others_by_name(monkeypatch):
     state = saved["_snapshot"]["_worker_snapshots"]["worker_1"]["dataset_state"]
     # As in worker 1 of 3. (A StatefulDataLoader raises it again, after it has waited five seconds for each worker.)
     monkeypatch.setattr(torch_data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=3))
-    with pytest.raises(ValueError, match="number 1 of 2, and this is number 1 of 3: for another num_workers, .*porta"):
+    one_of_two = r"one worker among 2, and no such worker is here: .*{} To go on so: .*portable_state\(saved\)"
+    with pytest.raises(ValueError, match=one_of_two.format("num_workers was 2, is 3.")):
         dataset().load_state_dict(state)
+    # In the right place, but the others may stand in another global batch, which would be cut otherwise.
+    monkeypatch.setattr(torch_data, "get_worker_info", lambda: SimpleNamespace(id=1, num_workers=2))
+    dataset().load_state_dict(state)
+    whole = {"global_batch_size": 2}
+    loader = stateful(dataset(**whole), 2)
+    next(iter(loader))
+    state = loader.state_dict()["_snapshot"]["_worker_snapshots"]["worker_1"]["dataset_state"]
+    assert "given" not in state
+    later = Mixture({"web": "0.1", "hq": "0.8", "code": "0.1"}, max_epochs=100)
+    for change, message in [
+        ({"batch_size": 1}, "batch_size was 2, is 1."),
+        ({"global_batch_size": 4, "num_sequences": None}, "global_batch_size was 2, is 4."),
+        ({"dp_size": 2, "batch_size": 1}, "batch_size was 2, is 1, dp_size was 1, is 2."),
+        ({"mixture": later}, "mixture was .*, is .*"),
+    ]:
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=one_of_two.format(message)):
+            warnings.simplefilter("ignore")
+            dataset(**whole | change).load_state_dict(state)
     monkeypatch.undo()
-    for broken in (state, state | {"worker": 7}, state | {"worker": {}}):
-        with pytest.raises(ValueError, match=r"the state is of one worker, .* this is number 0 of 1"):
-            dataset().load_state_dict(broken)
+    with pytest.raises(ValueError, match=one_of_two.format("id was 1, is 0, num_workers was 2, is 1.")):
+        dataset(**whole).load_state_dict(state)
+    for broken in (7, {}, state["worker"] | {"ahead": "1"}, state["worker"] | {"ahead": -1}):
+        with pytest.raises(ValueError, match="no state of a worker: 'worker' should tell ahead, id, num_workers"):
+            dataset(**whole).load_state_dict(state | {"worker": broken})
+
+
+def test_another_mixture_and_batch_size_with_workers():
+    """Through the portable state they go on as the loader does; and that run's own states are good again."""
+    later = Mixture({"web": "0.1", "hq": "0.8", "code": "0.1"}, max_epochs=100)
+    loader = stateful(dataset(), 2)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    state = portable_state(loader.state_dict())
+    del batches
+    plain, data = mixture_loader(mixture=later, batch_size=1), dataset(later, batch_size=1)
+    with pytest.warns(UserWarning, match="the mixture has changed"):
+        plain.load_state_dict(state)
+        data.load_state_dict(state)
+    expected = [batch.position.tolist() for batch in plain]
+    loader = stateful(data, 2)
+    batches = iter(loader)
+    found = [next(batches)["position"].tolist() for _ in range(11)]
+    again = stateful(dataset(later, batch_size=1), 2)
+    again.load_state_dict(loader.state_dict())
+    del batches
+    assert found + [batch["position"].tolist() for batch in again] == expected
 
 
 def test_a_run_made_longer_goes_on_behind_its_old_end():
@@ -344,6 +403,9 @@ def test_a_run_made_longer_goes_on_behind_its_old_end():
         saved = loader.state_dict()
         assert found == expected[:13]
         del batches
+        ended = stateful(dataset(**short), num_workers)
+        ended.load_state_dict(saved)
+        assert all_of(ended) == []
         resumed = stateful(dataset(**long), num_workers)
         resumed.load_state_dict(saved)
         assert all_of(resumed) == expected[13:]
