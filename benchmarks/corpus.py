@@ -33,7 +33,7 @@ SOURCES = ("long", "short")
 # Characters of a document: mean, and sigma of its logarithm. Four times the length apart, as documents of the web are
 # from answers to a prompt; loader.md's corpus has the same means.
 LENGTHS = {"long": (4300, 1.0), "short": (1300, 0.6)}
-NUM_CHUNKS = 2
+NUM_CHUNKS = 8
 # Of English documentation in Llama 3's vocabulary; only the size of the corpus depends on it.
 BYTES_PER_TOKEN = {"tiktoken": 4.7, "bytes": 1.0}
 MIN_CHARS = 60
@@ -120,7 +120,7 @@ def _deal(units: list[list[str]], mean: float, sigma: float, rng: random.Random)
 
 def build_text(work: Path, num_bytes: int) -> tuple[Path, str]:
     """Folder of the text made from the built-in corpus, written at the first call; and its summary."""
-    folder = work / f"text-{num_bytes}"
+    folder = work / f"text-{short_hash([num_bytes, LENGTHS, NUM_CHUNKS])}"
     if not (folder / "summary.json").exists():
         with atomic_folder(folder) as new:
             write_json(new / "summary.json", write_text(new, num_bytes))
@@ -144,7 +144,7 @@ def build_corpus(work: Path, mtok: float, tokenizer_path: str | None, given: str
     if given is None:
         num_bytes = int(mtok * 1e6 * BYTES_PER_TOKEN[tokenizer.name])
         text, of_text = build_text(work, num_bytes)
-        identity: Any = [num_bytes, tokenizer.sha256]
+        identity: Any = [text.name, tokenizer.sha256]
     else:
         text, of_text = Path(given), validate_text(Path(given))
         identity = [str(text.resolve()), tokenizer.sha256]

@@ -167,8 +167,8 @@ def measure_rates(bench: Bench) -> None:
     per_wall = {name: [r["tokens"] / r["wall"] / 1e6 for r in reads] for name, reads in rounds.items()}
     bench.page.text("## Pre-tokenized batches")
     bench.page.text(
-        f"{bench.args.seq_len} tokens a sequence, {BATCH} sequences a batch, two sources at 2/3 : 1/3, one process each, "
-        "without worker processes, page cache warm; "
+        f"{bench.args.seq_len} tokens a sequence, {BATCH} sequences a batch, two sources at 2/3 : 1/3, one process "
+        "each, without worker processes, page cache warm; "
         f"{bench.args.rounds} rounds of {bench.args.seconds} s in turn: median (smallest-largest). Mtok = 10^6 tokens. "
         "The last column is the median of the rounds' ratios, per CPU-second."
     )
