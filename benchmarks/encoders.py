@@ -42,13 +42,15 @@ def peak_mb() -> float:
 
 
 def texts_of(files: Sequence[str]) -> Iterator[str]:
-    """The texts of jsonl files, by orjson."""
-    import orjson
-
+    """The texts of jsonl files, by orjson where it is installed."""
+    try:
+        from orjson import loads
+    except ImportError:
+        from json import loads
     for file in files:
         with open(file, "rb") as lines:
             for line in lines:
-                yield orjson.loads(line)["text"]
+                yield loads(line)["text"]
 
 
 def groups(items: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -433,7 +433,8 @@ def _locate(schedule: Schedule | StrictSchedule, start: int, num: int) -> tuple[
 
 def measure_shares(bench: Bench) -> None:
     """Tokens of each source that are really delivered."""
-    marks = [mark for mark in MARKS if mark <= bench.args.share_mtok * 1e6] or [MARKS[0]]
+    limit = int(bench.args.share_mtok * 1e6)
+    marks = [mark for mark in MARKS if mark <= limit] or [limit]
     seq_len = bench.args.seq_len
     rows, worst = [], Fraction(0)
     loader = MixtureLoader(bench.corpus.sources(), _endless(RATIOS), seq_len, BATCH)
@@ -503,7 +504,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if not os.access(path, os.X_OK):
             parser.error(f"--python {pair}: {path} is no program")
         args.pythons[name] = path
-    for name, least in (("rounds", 1), ("seq_len", 8), ("positions", 1000), ("mtok", 0.01)):
+    for name, least in (("rounds", 1), ("seq_len", 8), ("positions", 1000), ("mtok", 0.01), ("share_mtok", 0.01)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     return args

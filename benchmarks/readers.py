@@ -269,8 +269,9 @@ class Megatron(Reader):
 
     def __init__(self, data: Data) -> None:
         super().__init__(data)
+        # Before torch: where Megatron core is missing, torch takes a second for nothing.
+        from megatron.core.datasets import blended_megatron_dataset_builder, gpt_dataset  # isort: skip
         import torch
-        from megatron.core.datasets import blended_megatron_dataset_builder, gpt_dataset
 
         torch.set_num_threads(1)
         self._torch, self._builder, self._gpt = torch, blended_megatron_dataset_builder, gpt_dataset
