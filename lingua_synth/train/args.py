@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from lingua_synth.mixture.args import SourceArgs, StageArgs
 from lingua_synth.model.args import ModelArgs, validate_model_args
@@ -27,6 +28,20 @@ class DataArgs:
     """Seed of the data order."""
     tokenizer: TokenizerArgs = field(default_factory=lambda: TokenizerArgs(name=""))
     """The one vocabulary of all shards. An empty name takes the one their manifest names."""
+    root_dir: str | None = None
+    """Of Lingua's own loader: folder of its text files. Not read here: name token shards in synth.sources."""
+    sources: dict[str, float] = field(default_factory=dict)
+    """Of Lingua's own loader: weights by document. Not read here: exact shares of the tokens are in synth.sources."""
+    add_bos: bool = True
+    """Of Lingua's own loader; here decided when shards are made (lingua-synth tokenize)."""
+    add_eos: bool = True
+    """Of Lingua's own loader; here decided when shards are made (lingua-synth tokenize)."""
+    n_views: int = 2
+    """Of Lingua's own loader."""
+    load_async: bool = True
+    """Of Lingua's own loader; here synth.prefetch."""
+    prefetch_size: int = 64
+    """Of Lingua's own loader; here synth.prefetch."""
 
 
 @dataclass
@@ -46,23 +61,53 @@ class OptimArgs:
     clip: float = 1.0
     """Largest gradient norm; larger gradients are scaled down to it."""
     scheduler: str = "cosine"
-    """cosine, linear or constant."""
+    """cosine, linear, wsd (warm-up, stable, decay), inv_sqrt or constant."""
     warmup: int = 2000
     """Steps of linear warm-up from 0 (synth.warmup_ratio sets it as a fraction)."""
     lr_min_ratio: float = 0.1
     """Final learning rate over peak."""
+    cycle_length: float = 1.0
+    """Of cosine and wsd: length of one cycle as a fraction of the run."""
+    cosine_theta: float = 1.0
+    """Of cosine: power of the progress, above 1 it decays later."""
+    decay_fraction: float = 0.1
+    """Of wsd: share of a cycle, at its end, that decays."""
+    exp_factor: float = 0.5
+    """Of inv_sqrt: the rate falls as (warmup / step) to this power."""
+    annealing_step: int = 1000
+    """A key of Lingua that nothing reads."""
 
 
 @dataclass
 class DistributedArgs:
-    """How a step is spread and in which precision it computes."""
+    """How a step is spread over ranks and in which precision it computes."""
 
     fsdp_type: str = "no_shard"
-    """no_shard: every rank holds the whole model (DDP)."""
+    """no_shard: every rank holds the whole model (DDP). full_shard: FSDP2, sharded over dp_shard ranks."""
+    dp_shard: int = 1
+    """Ranks among which full_shard divides the model, usually those of one machine; 1: all ranks."""
+    dp_replicate: int = 1
+    """Copies of the sharded model; always the ranks over dp_shard (1 is corrected, anything else must be right)."""
     model_dtype: str = "bf16"
     """Compute type of activations and matrix products: bf16 or fp32. Parameters and optimizer state stay fp32."""
     compile: bool = False
-    """torch.compile the model; pays above about 2 million tokens per model shape on a CPU."""
+    """torch.compile every block; pays above about 2 million tokens per model shape on a CPU."""
+    compile_cache_size_limit: int = 8
+    """Most versions of a compiled block that PyTorch keeps."""
+    selective_activation_checkpointing: bool = False
+    """Keep only products and attention for the backward pass and compute the rest again: less memory, more time."""
+    matmul_allow_tf32: bool = False
+    """Let fp32 products run in TF32 on a GPU."""
+    detect_anomaly: bool = False
+    """PyTorch's search for the operation that made a NaN; slow."""
+    tp_size: int = 1
+    """Tensor parallelism; in Meta Lingua's loop alone."""
+    float8_recipe: str | None = None
+    """fp8 products; in Meta Lingua's loop alone."""
+    float8_filter: str = r"layers\.[0-9]+\."
+    """Names of the layers that compute in fp8; in Meta Lingua's loop alone."""
+    spawn_method: str = "forkserver"
+    """How Lingua's own loader starts its processes."""
 
 
 @dataclass
@@ -81,14 +126,29 @@ class CheckpointArgs:
 
     dump: SaveEvery = field(default_factory=SaveEvery)
     """Training checkpoints."""
+    init_ckpt_path: str | None = None
+    """Begin with the weights of this checkpoint or run folder (`lingua-synth import` makes one of a Hugging Face
+    model); optimizer, schedule and data start anew."""
+    path: str | None = None
+    """Where checkpoints go; always the folder `checkpoints` of the run."""
+    eval: SaveEvery = field(default_factory=SaveEvery)
+    """When Lingua's loop evaluates; here synth.evaluation.every."""
+    continue_training_from_init: bool = False
+    """A key of Lingua that nothing reads."""
 
 
 @dataclass
 class LoggingArgs:
-    """metrics.jsonl and train.log."""
+    """metrics.jsonl, train.log, and what else is asked for."""
 
     freq: int = 10
     """Optimizer steps between two lines."""
+    tensorboard: bool = False
+    """Write the same numbers to the run's folder `tensorboard`."""
+    wandb: dict[str, Any] | None = None
+    """Arguments of wandb.init (project, entity, mode ...), name and config are added; null: not used."""
+    acc_freq: int | None = None
+    """Micro-batches between two lines; in Meta Lingua's loop alone."""
 
 
 @dataclass
@@ -104,11 +164,37 @@ class EvaluationArgs:
 
 
 @dataclass
+class LossArgs:
+    """How the loss is computed from hidden states; every backend gives one fp32 number per token."""
+
+    backend: str = "auto"
+    """auto, plain (all logits at once), chunked, torch (its fused form), liger or cce (cut cross-entropy)."""
+    chunk_tokens: int = 1024
+    """Tokens whose logits are in memory at once."""
+
+
+@dataclass
+class GuardArgs:
+    """What happens to a step that would spoil the model. A skipped step reads its batch and changes no weight."""
+
+    nonfinite: str = "stop"
+    """A loss or gradient that is not finite: stop, naming the batch, or skip the step."""
+    spike: str = "off"
+    """A loss or gradient norm far above the last ones: off, skip the step, or stop."""
+    spike_sigma: float = 6.0
+    """Far: more than this many standard deviations above the mean of the window."""
+    window: int = 128
+    """Steps the mean is taken over; nothing is a spike before so many steps were taken."""
+    max_skipped: int = 10
+    """Most steps skipped one after the other; one more stops the run."""
+
+
+@dataclass
 class SynthArgs:
     """What lingua_synth adds to Lingua's configuration."""
 
     preset: str | None = None
-    """Model size by name (see lingua_synth.model.PRESETS) instead of the keys dim, n_layers, n_heads."""
+    """Model size by name (`lingua-synth sizes` lists them; 350M and the like work too) instead of `model`'s keys."""
     tokens: int | None = None
     """Training budget D in tokens; sets `steps`. Must be a whole number of batches."""
     global_batch_tokens: int | None = None
@@ -129,24 +215,46 @@ class SynthArgs:
     """Order of the sources: tree (random access) or strict (the tightest bound there is)."""
     prefetch: int = 2
     """Batches read ahead by a thread, at least 0; on a GPU they wait in page-locked memory."""
+    attention: str = "sdpa"
+    """sdpa (PyTorch's fused kernels), flex_attention, or fmha (xformers)."""
+    document_masking: bool = False
+    """Attention stays inside each document of a packed sequence (Lingua and the paper attend across)."""
+    loss: LossArgs = field(default_factory=LossArgs)
+    """The loss over the vocabulary."""
+    guard: GuardArgs = field(default_factory=GuardArgs)
+    """Not-finite losses, and spikes."""
+    async_checkpoint: bool = False
+    """Write checkpoints while training goes on; costs a copy of the model and optimizer in main memory."""
+    deterministic: bool = False
+    """Only algorithms whose results repeat to the bit, on a GPU too (slower there)."""
+    requeue: bool = False
+    """Under SLURM, put a preempted job (SIGTERM, SIGUSR2) back into the queue after its checkpoint."""
     evaluation: EvaluationArgs = field(default_factory=EvaluationArgs)
     """Held-out domains."""
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
+    strict_upstream: bool = False
+    """host=lingua: keep the defects of Lingua's loop that are corrected otherwise."""
+    lingua_allow_unknown: bool = False
+    """host=lingua: run with a Meta Lingua whose code is not one that was tested."""
 
 
 @dataclass
 class TrainArgs:
-    """One training run. Keys outside `synth` are Meta Lingua's."""
+    """One training run. Keys outside `synth` and `host` are Meta Lingua's."""
 
     name: str = "lingua_synth"
     """Name of the run; `run_id` in the runs table."""
     dump_dir: str = ""
     """Run folder: config.yaml, train.log, metrics.jsonl, checkpoints/, and result.json when the run is complete."""
+    host: str = "native"
+    """native: the loop of this library. lingua: Meta Lingua's own (a checkout, importable or in LINGUA_DIR)."""
     seed: int = 42
-    """Seed of the initial weights."""
+    """Seed of the run; of the initial weights too, unless model.seed is set."""
     grad_acc_steps: int = 1
     """Micro-batches per optimizer step."""
+    gc_collect_freq: int = 1000
+    """Optimizer steps between two garbage collections, at the same step on all ranks."""
     steps: int = 1000
     """Optimizer steps (synth.tokens sets it from a token budget)."""
     data: DataArgs = field(default_factory=DataArgs)
@@ -157,15 +265,35 @@ class TrainArgs:
     """Model; or name a size with synth.preset."""
     distributed: DistributedArgs = field(default_factory=DistributedArgs)
     """Parallelism and precision."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables to set before the ranks meet (NCCL's, for example)."""
     checkpoint: CheckpointArgs = field(default_factory=CheckpointArgs)
     """Checkpoints."""
+    profiling: dict[str, Any] = field(default_factory=dict)
+    """Lingua's profiler; in Meta Lingua's loop alone."""
     logging: LoggingArgs = field(default_factory=LoggingArgs)
     """Logging."""
+    probe_freq: int | None = None
+    """Lingua's probe of activations; in Meta Lingua's loop alone."""
+    async_eval_gpus: int | None = None
+    """GPUs of Lingua's evaluation jobs; in Meta Lingua's loop alone."""
+    eval: dict[str, Any] | None = None
+    """Lingua's evaluation; in Meta Lingua's loop alone. Here synth.evaluation."""
     synth: SynthArgs = field(default_factory=SynthArgs)
     """lingua_synth's own section."""
 
 
-SCHEDULERS = ("cosine", "linear", "constant")
+SCHEDULERS = ("cosine", "linear", "wsd", "inv_sqrt", "constant")
+
+# Keys of Lingua that its own loop alone obeys: a run of this library's loop that sets one is refused.
+LINGUA_LOOP_KEYS = (
+    "distributed.tp_size",
+    "distributed.float8_recipe",
+    "probe_freq",
+    "async_eval_gpus",
+    "eval",
+    "logging.acc_freq",
+)
 
 
 def tokens_per_step(args: TrainArgs, dp_size: int) -> int:
@@ -177,13 +305,14 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     """Write presets, budgets and fractions out as plain keys; the input is left as it was.
 
     Raises ValueError for keys that exclude each other, a batch that does not divide, a budget below one step,
-    and every value no run can have.
+    ranks that the mesh cannot hold, and every value no run can have.
     """
     args = dataclasses.replace(
         args,
         data=dataclasses.replace(args.data),
         optim=dataclasses.replace(args.optim),
         model=_model_args(args, vocab_size),
+        distributed=dataclasses.replace(args.distributed),
     )
     validate_model_args(args.model)
     if args.model.vocab_size < vocab_size:
@@ -195,15 +324,7 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         if value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}")
     if args.synth.global_batch_tokens is not None:
-        micro_batch = args.data.seq_len * args.data.batch_size * dp_size
-        if args.synth.global_batch_tokens % micro_batch or args.synth.global_batch_tokens < 1:
-            raise ValueError(
-                f"synth.global_batch_tokens {args.synth.global_batch_tokens:,} is not a whole number of "
-                "micro-batches of "
-                f"{micro_batch:,} tokens (data.seq_len {args.data.seq_len} x data.batch_size {args.data.batch_size} x "
-                f"{dp_size} ranks); change one of them"
-            )
-        args.grad_acc_steps = args.synth.global_batch_tokens // micro_batch
+        args.grad_acc_steps = _micro_batches(args, dp_size)
     if args.grad_acc_steps < 1:
         raise ValueError(f"grad_acc_steps must be at least 1, got {args.grad_acc_steps}")
     if args.synth.tokens is not None:
@@ -212,8 +333,7 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
             nearest = max(1, round(args.synth.tokens / step_tokens)) * step_tokens
             raise ValueError(
                 f"synth.tokens {args.synth.tokens:,} is not a whole number of optimizer steps of {step_tokens:,} "
-                "tokens; "
-                f"the nearest budget is {nearest:,}"
+                f"tokens; the nearest budget is {nearest:,}"
             )
         args.steps = args.synth.tokens // step_tokens
     if args.steps < 1:
@@ -222,41 +342,145 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
         if not 0 <= args.synth.warmup_ratio < 1:
             raise ValueError(f"synth.warmup_ratio must be in [0, 1), got {args.synth.warmup_ratio}")
         args.optim.warmup = round(args.steps * args.synth.warmup_ratio)
-    if not 0 <= args.optim.warmup < max(args.steps, 1) + (args.optim.scheduler == "constant"):
+    _validate_optim(args)
+    args.distributed.dp_replicate = _validate_mesh(args.distributed, dp_size)
+    _validate_choices(args)
+    return args
+
+
+def _micro_batches(args: TrainArgs, dp_size: int) -> int:
+    """Micro-batches per step that make up `synth.global_batch_tokens` on `dp_size` ranks."""
+    asked, sequence = args.synth.global_batch_tokens, args.data.seq_len
+    assert asked is not None, "called with a batch in tokens"
+    micro_batch = sequence * args.data.batch_size * dp_size
+    if asked >= 1 and asked % micro_batch == 0:
+        return asked // micro_batch
+    message = (
+        f"synth.global_batch_tokens {asked:,} is not a whole number of micro-batches of {micro_batch:,} tokens "
+        f"(data.seq_len {sequence} x data.batch_size {args.data.batch_size} x {dp_size} ranks); "
+    )
+    per_rank, rest = divmod(max(asked, 0), sequence * dp_size)
+    if rest or not per_rank:
+        raise ValueError(message + f"a multiple of {sequence * dp_size:,} tokens divides, or change the ranks")
+    nearest = min(
+        (size for size in range(1, per_rank + 1) if per_rank % size == 0),
+        key=lambda size: (abs(size - args.data.batch_size), size),
+    )
+    raise ValueError(message + f"data.batch_size={nearest} divides")
+
+
+def _validate_optim(args: TrainArgs) -> None:
+    optim = args.optim
+    if optim.scheduler not in SCHEDULERS:
+        raise ValueError(f"optim.scheduler is one of {', '.join(SCHEDULERS)}; got {optim.scheduler!r}")
+    has_end = optim.scheduler not in ("constant", "inv_sqrt")
+    if not 0 <= optim.warmup < args.steps + (not has_end):
         raise ValueError(
-            f"optim.warmup {args.optim.warmup} must be shorter than the run's {args.steps} steps; "
+            f"optim.warmup {optim.warmup} must be shorter than the run's {args.steps} steps; "
             "set it, or synth.warmup_ratio=0.1"
         )
-    if args.optim.scheduler not in SCHEDULERS:
-        raise ValueError(f"optim.scheduler is one of {', '.join(SCHEDULERS)}; got {args.optim.scheduler!r}")
-    if args.synth.mixture_change not in ("refuse", "append"):
-        raise ValueError(f"synth.mixture_change is refuse or append; got {args.synth.mixture_change!r}")
-    if args.distributed.fsdp_type != "no_shard":
+    for name in ("lr", "clip", "epsilon"):
+        if not getattr(optim, name) > 0:
+            raise ValueError(f"optim.{name} must be above 0, got {getattr(optim, name)}")
+    for name in ("beta1", "beta2", "lr_min_ratio"):
+        if not 0 <= getattr(optim, name) <= 1 or (name != "lr_min_ratio" and getattr(optim, name) == 1):
+            raise ValueError(f"optim.{name} must be at least 0 and below 1, got {getattr(optim, name)}")
+    if not optim.cycle_length > 0:
+        raise ValueError(f"optim.cycle_length must be above 0, got {optim.cycle_length}")
+    if optim.scheduler == "wsd":
+        if optim.lr_min_ratio == 0:
+            raise ValueError("optim.lr_min_ratio must be above 0 with wsd: its decay ends at this share of the peak")
+        if not 0 < optim.decay_fraction < optim.cycle_length:
+            raise ValueError(
+                f"optim.decay_fraction {optim.decay_fraction} must be above 0 and below optim.cycle_length "
+                f"{optim.cycle_length}"
+            )
+        if int(args.steps * optim.cycle_length) < 1:
+            raise ValueError(f"optim.cycle_length {optim.cycle_length} of {args.steps} steps is not one step")
+
+
+def _validate_mesh(distributed: DistributedArgs, dp_size: int) -> int:
+    """`dp_replicate` for so many ranks; ValueError if they cannot be laid out as asked."""
+    shard, replicate = distributed.dp_shard, distributed.dp_replicate
+    if distributed.fsdp_type not in ("no_shard", "full_shard"):
+        raise ValueError(f"distributed.fsdp_type is no_shard or full_shard; got {distributed.fsdp_type!r}")
+    if distributed.fsdp_type == "no_shard" and shard != 1:
         raise ValueError(
-            f"distributed.fsdp_type {args.distributed.fsdp_type!r} is not built yet; this version trains with "
-            "no_shard (DDP)"
+            f"distributed.dp_shard {shard} divides the model, which distributed.fsdp_type no_shard keeps whole; set "
+            "fsdp_type=full_shard, or leave dp_shard at 1"
         )
-    if args.distributed.model_dtype not in ("bf16", "fp32"):
-        raise ValueError(f"distributed.model_dtype is bf16 or fp32; got {args.distributed.model_dtype!r}")
-    if args.logging.freq < 1:
-        raise ValueError(f"logging.freq must be at least 1, got {args.logging.freq}")
-    return args
+    if shard < 1 or dp_size % shard:
+        raise ValueError(
+            f"{dp_size} ranks are no multiple of distributed.dp_shard {shard}: every copy of the model needs so many; "
+            "change one of them"
+        )
+    if replicate not in (1, dp_size // shard):
+        raise ValueError(
+            f"distributed.dp_replicate {replicate} x dp_shard {shard} is {replicate * shard} ranks, there are "
+            f"{dp_size}; leave dp_replicate at 1 and it is what is left"
+        )
+    return dp_size // shard
+
+
+def _validate_choices(args: TrainArgs) -> None:
+    synth = args.synth
+    choices = {
+        "host": (args.host, ("native", "lingua")),
+        "distributed.model_dtype": (args.distributed.model_dtype, ("bf16", "fp32")),
+        "synth.mixture_change": (synth.mixture_change, ("refuse", "append")),
+        "synth.guard.nonfinite": (synth.guard.nonfinite, ("stop", "skip")),
+        "synth.guard.spike": (synth.guard.spike, ("off", "skip", "stop")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{key} is {' or '.join(known)}; got {value!r}")
+    for key, number, least in (
+        ("logging.freq", args.logging.freq, 1),
+        ("gc_collect_freq", args.gc_collect_freq, 1),
+        ("synth.guard.window", synth.guard.window, 2),
+        ("synth.guard.max_skipped", synth.guard.max_skipped, 0),
+        ("synth.loss.chunk_tokens", synth.loss.chunk_tokens, 1),
+        ("checkpoint.dump.every", args.checkpoint.dump.every, 0),
+        ("checkpoint.dump.keep", args.checkpoint.dump.keep, 0),
+    ):
+        if number < least:
+            raise ValueError(f"{key} must be at least {least}, got {number}")
+    if args.host == "native":
+        refuse_lingua_keys(args)
+
+
+def refuse_lingua_keys(args: TrainArgs) -> None:
+    """ValueError if `args` sets something that Meta Lingua's own loop alone does."""
+    default = TrainArgs()
+    for key in LINGUA_LOOP_KEYS:
+        ours, theirs = args, default
+        for part in key.split("."):
+            ours, theirs = getattr(ours, part), getattr(theirs, part)
+        if ours != theirs:
+            raise ValueError(f"{key} {ours!r} is read by Meta Lingua's loop alone; leave it out, or set host=lingua")
+
+
+# What a preset decides; the rest of it (rope_theta, weight_tying ...) gives way to a value that was set.
+_SHAPE_KEYS = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim_multiplier", "multiple_of")
 
 
 def _model_args(args: TrainArgs, vocab_size: int) -> ModelArgs:
     model = args.model
     if args.synth.preset is not None:
         base, defaults = preset(args.synth.preset), ModelArgs()
-        shape = ("dim", "n_layers", "n_heads", "multiple_of")
-        for key in shape:
-            if getattr(model, key) not in (getattr(defaults, key), getattr(base, key)):
+        chosen = {}
+        for key in (field.name for field in dataclasses.fields(ModelArgs)):
+            ours, theirs, default = getattr(model, key), getattr(base, key), getattr(defaults, key)
+            if key in _SHAPE_KEYS and ours not in (default, theirs):
                 raise ValueError(
-                    f"synth.preset {args.synth.preset} and model.{key} {getattr(model, key)} exclude each other; "
-                    "keep one"
+                    f"synth.preset {args.synth.preset} and model.{key} {ours} exclude each other; keep one"
                 )
-        model = dataclasses.replace(model, **{key: getattr(base, key) for key in shape})
+            if key != "vocab_size" and ours == default:
+                chosen[key] = theirs
+        model = dataclasses.replace(model, **chosen)
     return dataclasses.replace(
         model,
+        seed=args.seed if model.seed is None else model.seed,
         vocab_size=vocab_size if model.vocab_size == -1 else model.vocab_size,
         max_seqlen=args.data.seq_len if model.max_seqlen == -1 else model.max_seqlen,
     )

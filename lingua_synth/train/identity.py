@@ -7,6 +7,8 @@ learning rate.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,51 @@ from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
 from lingua_synth.train.folder import CONFIG, IDENTITY, RESULT
 
-# What may differ between two calls for one run: it changes no number of the result.
-_FREE_KEYS = ("dump_dir", "logging", "checkpoint")
+# What may differ between two calls for one run: it changes no number of the result, or none beyond rounding. A run may
+# go on with other ranks, sharded or not, and in the other host.
+_FREE_KEYS = (
+    "dump_dir",
+    "host",
+    "logging",
+    "env",
+    "profiling",
+    "gc_collect_freq",
+    "grad_acc_steps",
+    "data.batch_size",
+    "data.tokenizer",
+    "data.root_dir",
+    "data.sources",
+    "data.add_bos",
+    "data.add_eos",
+    "data.n_views",
+    "data.load_async",
+    "data.prefetch_size",
+    "distributed.fsdp_type",
+    "distributed.dp_shard",
+    "distributed.dp_replicate",
+    "distributed.compile",
+    "distributed.compile_cache_size_limit",
+    "distributed.selective_activation_checkpointing",
+    "distributed.detect_anomaly",
+    "distributed.spawn_method",
+    "checkpoint.dump",
+    "checkpoint.eval",
+    "checkpoint.path",
+    "synth.preset",
+    "synth.tokens",
+    "synth.global_batch_tokens",
+    "synth.warmup_ratio",
+    "synth.device",
+    "synth.prefetch",
+    "synth.mixture_change",
+    "synth.attention",
+    "synth.loss",
+    "synth.async_checkpoint",
+    "synth.deterministic",
+    "synth.requeue",
+    "synth.strict_upstream",
+    "synth.lingua_allow_unknown",
+)
 
 
 def run_identity(
@@ -29,14 +74,10 @@ def run_identity(
     """Everything that decides the run's numbers: its resolved config without paths, and its data's hashes."""
     config = to_dict(args)
     for key in _FREE_KEYS:
-        del config[key]
+        *sections, last = key.split(".")
+        functools.reduce(lambda section, name: section[name], sections, config).pop(last)
     # Any split of the batch over ranks and micro-batches is the same run.
-    config["data"].pop("batch_size")
-    config.pop("grad_acc_steps")
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
-    config["data"].pop("tokenizer")
-    for key in ("preset", "tokens", "global_batch_tokens", "warmup_ratio", "device", "prefetch", "mixture_change"):
-        del config["synth"][key]
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
             del source[key]
@@ -45,13 +86,31 @@ def run_identity(
     return config
 
 
-def _differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+def _differences(ours: Any, theirs: Any, defaults: Any, prefix: str = "") -> list[str]:
+    """Leaves that differ, in words. What is not there was written before the key existed: it had today's default."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         found = []
         for key in sorted(set(ours) | set(theirs)):
-            found += _differences(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else key)
+            default = defaults.get(key) if isinstance(defaults, dict) else None
+            there = theirs.get(key, default)
+            if prefix == "model" and key == "seed" and key not in theirs:
+                continue  # it was the run's seed, which is compared
+            found += _differences(ours.get(key), there, default, f"{prefix}.{key}" if prefix else key)
         return found
     return [] if ours == theirs else [f"{prefix} {theirs!r} there, {ours!r} now"]
+
+
+def _without_free_keys(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity of an earlier version, without what no longer belongs to it."""
+    identity = copy.deepcopy(identity)
+    for key in _FREE_KEYS:
+        *sections, last = key.split(".")
+        section: Any = identity
+        for name in sections:
+            section = section.get(name, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict):
+            section.pop(last, None)
+    return identity
 
 
 # What a resumed run may change with synth.mixture_change=append.
@@ -68,11 +127,11 @@ def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks
     if path.is_file():
         there = read_json(path)
         earlier = there.pop("earlier_mixtures", [])
-        different = _differences(identity, there)
+        different = _differences(identity, _without_free_keys(there), to_dict(TrainArgs()))
         if different and args.synth.mixture_change == "append" and not (run_dir / RESULT).is_file():
             theirs = {key: there["synth"].pop(key, None) for key in _MIXTURE_KEYS}
             ours = dict(identity, synth={k: v for k, v in identity["synth"].items() if k not in _MIXTURE_KEYS})
-            different = _differences(ours, there)
+            different = _differences(ours, _without_free_keys(there), to_dict(TrainArgs()))
             # Before the first checkpoint nothing was trained on the earlier mixture.
             earlier = [*earlier, theirs] if list_checkpoints(run_dir) else earlier
             replaces = True

@@ -132,7 +132,7 @@ def _prepare(
     """Build everything, and bring it to where the newest checkpoint stood."""
     global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
     compute_dtype = torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32
-    model = build_model(args.model, seed=args.seed, compute_dtype=compute_dtype).to(ranks.device)
+    model = build_model(args.model, seed=_seed(args), compute_dtype=compute_dtype).to(ranks.device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=args.optim.lr,
@@ -199,6 +199,11 @@ def _prepare(
         elapsed_before_s=elapsed_before_s,
         started=time.perf_counter(),
     )
+
+
+def _seed(args: TrainArgs) -> int:
+    assert args.model.seed is not None, "resolve_args sets the model's seed"
+    return args.model.seed
 
 
 @dataclass

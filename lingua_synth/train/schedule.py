@@ -10,14 +10,39 @@ from lingua_synth.train.args import OptimArgs
 def learning_rate_ratio(step: int, optim: OptimArgs, num_steps: int) -> float:
     """What multiplies `optim.lr` at `step` in 0..num_steps-1.
 
-    Linear warm-up `step / warmup`, so the very first step of a warmed-up run has rate 0, as in Lingua; then constant,
-    or down to `lr_min_ratio` along half a cosine or a line that would arrive at step `num_steps`.
+    Linear warm-up `step / warmup`, so the very first step of a warmed-up run has rate 0, as in Lingua. Then, with
+    s the progress since the warm-up (0 to 1 at step `num_steps`) and m = `lr_min_ratio`:
+
+    - `constant`: 1
+    - `linear`: 1 - s (1 - m)
+    - `cosine`: m + (1 - m) (1 + cos(pi s^theta / cycle_length)) / 2; the cosine's sign turns with every cycle
+    - `wsd`: 1, and over the last `decay_fraction` of each cycle 1 / (p/m + 1 - p) for p from 0 to 1 (the decay of Wen
+      et al. 2024, arXiv:2410.05192: the reciprocal of the rate grows linearly)
+    - `inv_sqrt`: (warmup / step)^exp_factor, at least m
     """
-    if step < optim.warmup:
-        return step / optim.warmup
+    warmup, floor = optim.warmup, optim.lr_min_ratio
+    if step < warmup:
+        return step / warmup
     if optim.scheduler == "constant":
         return 1.0
-    progress = min(1.0, (step - optim.warmup) / (num_steps - optim.warmup))
+    if optim.scheduler == "inv_sqrt":
+        return max((warmup / step) ** optim.exp_factor, floor) if step else 1.0
+    if optim.scheduler == "wsd":
+        return _stable_then_decay(step, optim, num_steps)
+    progress = min(1.0, (step - warmup) / (num_steps - warmup))
     if optim.scheduler == "linear":
-        return 1.0 - progress * (1.0 - optim.lr_min_ratio)
-    return optim.lr_min_ratio + 0.5 * (1.0 - optim.lr_min_ratio) * (math.cos(math.pi * progress) + 1.0)
+        return 1.0 - progress * (1.0 - floor)
+    assert optim.scheduler == "cosine", "resolve_args knows the schedulers"
+    sign = -1 if (step // (num_steps * optim.cycle_length)) % 2 else 1
+    angle = math.pi * progress**optim.cosine_theta / optim.cycle_length
+    return floor + 0.5 * (1.0 - floor) * (sign * math.cos(angle) + 1.0)
+
+
+def _stable_then_decay(step: int, optim: OptimArgs, num_steps: int) -> float:
+    cycle = int(num_steps * optim.cycle_length)
+    end = cycle * (step // cycle + 1)
+    decay = int(end * optim.decay_fraction)
+    if step <= end - decay:
+        return 1.0
+    progress = (step - (end - decay)) / decay
+    return 1.0 / (progress / optim.lr_min_ratio + 1.0 - progress)

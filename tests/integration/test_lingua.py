@@ -62,7 +62,7 @@ def test_the_same_seed_gives_lingua_s_weights_and_losses(lingua, change):
         assert torch.allclose(parameter.grad, other.grad, rtol=1e-4, atol=1e-7), name
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "wsd", "inv_sqrt", "constant"])
 def test_learning_rates_are_lingua_s_at_every_step(lingua, scheduler):
     optim = OptimArgs(scheduler=scheduler, warmup=13, lr_min_ratio=0.1)
     theirs = lingua.optim.build_lr_fn(lingua.optim.OptimArgs(scheduler=scheduler, warmup=13, lr_min_ratio=0.1), 200)
