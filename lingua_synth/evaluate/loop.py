@@ -52,10 +52,15 @@ def evaluate_domains(
             raise ValueError(f"domain {name!r} has no token to score in {source.num_documents} documents")
         nats = torch.zeros((), dtype=torch.float64)
         batches = list(_batches(windows, batch_tokens))
-        with torch.inference_mode():
-            for inputs, labels, scored in batches[rank::size]:
+        with torch.no_grad():
+            # Every rank calls the model equally often, the last ones once for nothing: a sharded one gathers its
+            # weights in each call, from all of them.
+            for start in range(0, len(batches), size):
+                index = start + rank
+                inputs, labels, scored = batches[min(index, len(batches) - 1)]
                 losses = model(torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device))
-                nats += losses.double().cpu()[torch.from_numpy(scored)].sum()
+                if index < len(batches):
+                    nats += losses.double().cpu()[torch.from_numpy(scored)].sum()
         if size > 1:
             total = nats.to(device)
             dist.all_reduce(total)

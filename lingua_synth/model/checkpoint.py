@@ -7,26 +7,35 @@ per data-parallel rank. The folder is renamed into place when it is whole, so a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from lingua_synth.files import TEMPORARY_SUFFIX, fsync_folder, read_json, what_is_there, write_json
-from lingua_synth.model.args import ModelArgs
+from lingua_synth.model.args import ModelArgs, ffn_hidden_dim
 from lingua_synth.model.transformer import Transformer
 
 FOLDER = "checkpoints"
 PARAMS = "params.json"
 TRAIN_STATE = "train_state_{:05d}.json"
 _STEP_NAME = re.compile(r"\d{10}")
+_ALONE = "torch.distributed is disabled, unavailable or uninitialized"
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
@@ -47,57 +56,188 @@ def save_checkpoint(
     train_state: dict[str, Any],
     keep: int = 0,
 ) -> Path:
-    """Write checkpoint `step`; all ranks call it. `keep` > 0 then deletes all but the newest `keep`.
+    """Write checkpoint `step` and return its folder; see `CheckpointWriter.save`."""
+    writer = CheckpointWriter(run_dir, keep=keep)
+    writer.save(step, model, optimizer, params=params, train_state=train_state)
+    return Path(run_dir) / FOLDER / f"{step:010d}"
 
-    An OSError (a full disk) leaves the earlier checkpoints as they were and nothing under the new name.
+
+@dataclass
+class _Pending:
+    """A checkpoint that a thread still writes."""
+
+    future: Future[Any]
+    temporary: Path
+    final: Path
+    is_renamed: bool = False
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run, all ranks together; deletes all but the newest `keep` (0 keeps all).
+
+    With `background`, `save` returns when the state was copied to main memory, and a thread writes it while training
+    goes on. One is written at a time: `save` waits for the one before. `close` waits for the last.
     """
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    final = Path(run_dir) / FOLDER / f"{step:010d}"
-    temporary = final.with_name(f".{final.name}{TEMPORARY_SUFFIX}")
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _barrier()
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optim": optimizer_state}
-    try:
-        with _alone_without_warning():
-            dcp.save(state, checkpoint_id=temporary, no_dist=not dist.is_initialized())
-    except dcp.api.CheckpointException as error:
-        free = shutil.disk_usage(temporary).free
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch reports a full disk as a RuntimeError about positions in its archive; the free bytes tell which it was.
-        reasons = {f"{type(e).__name__}: {str(e).splitlines()[0]}" for e, _ in error.failures.values()}
-        raise OSError(
-            f"checkpoint {final} could not be written ({'; '.join(sorted(reasons))}) with {free:,} bytes free on its "
-            "disk; earlier checkpoints are whole: make room and run again"
-        ) from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if rank == 0:
-        for dp_rank in range(size):
-            write_json(temporary / TRAIN_STATE.format(dp_rank), train_state)
-        write_json(temporary / PARAMS, params)
-        fsync_folder(temporary)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        fsync_folder(final.parent)
-        if keep > 0:
-            for old in list_checkpoints(run_dir)[:-keep]:
+
+    def __init__(self, run_dir: str | Path, *, keep: int = 0, background: bool = False):
+        self._run_dir, self._keep, self._background = Path(run_dir), keep, background
+        self._rank, self._size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # The thread's messages must not meet those of the training.
+        self._group = dist.new_group(backend="gloo") if background and dist.is_initialized() else None
+        self._pending: _Pending | None = None
+
+    def save(
+        self,
+        step: int,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        params: dict[str, Any],
+        train_state: dict[str, Any],
+    ) -> None:
+        """Write checkpoint `step`, or begin to.
+
+        An OSError (a full disk) leaves the earlier checkpoints as they were and nothing under the new name; in the
+        background it comes from the next `poll`, `save` or `close`.
+        """
+        self.wait()
+        final = self._run_dir / FOLDER / f"{step:010d}"
+        temporary = final.with_name(f".{final.name}{TEMPORARY_SUFFIX}")
+        if self._rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            for dp_rank in range(self._size):
+                write_json(temporary / TRAIN_STATE.format(dp_rank), train_state)
+            write_json(temporary / PARAMS, params)
+        _barrier()
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optim": optimizer_state}
+        alone = not dist.is_initialized()
+        if self._background:
+            # Its thread would warn when the filter below is gone again.
+            warnings.filterwarnings("ignore", message=_ALONE)
+        pending = _Pending(Future(), temporary, final)
+        with self._cleaned_up(pending), _alone_without_warning():
+            if self._background:
+                written = dcp.async_save(state, checkpoint_id=temporary, process_group=self._group, no_dist=alone)
+                assert isinstance(written, Future), "the default stager copies before it returns"
+                pending.future = written
+            else:
+                dcp.save(state, checkpoint_id=temporary, no_dist=alone)
+                pending.future.set_result(None)
+        self._pending = pending
+        if not self._background:
+            self.wait()
+
+    def poll(self) -> None:
+        """Give a checkpoint that was written meanwhile its name; never waits."""
+        if self._pending is not None and self._pending.future.done() and self._rank == 0:
+            self._rename(self._pending)
+
+    def wait(self) -> None:
+        """Until nothing is being written. All ranks call it."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        with self._cleaned_up(pending):
+            pending.future.result()
+        if self._rank == 0:
+            self._rename(pending)
+        _barrier()
+
+    close = wait
+
+    def _rename(self, pending: _Pending) -> None:
+        if pending.is_renamed:
+            return
+        with self._cleaned_up(pending):
+            pending.future.result()
+        fsync_folder(pending.temporary)
+        shutil.rmtree(pending.final, ignore_errors=True)
+        pending.temporary.rename(pending.final)
+        fsync_folder(pending.final.parent)
+        pending.is_renamed = True
+        if self._keep > 0:
+            for old in list_checkpoints(self._run_dir)[: -self._keep]:
                 shutil.rmtree(old)
-    _barrier()
-    return final
+
+    @contextlib.contextmanager
+    def _cleaned_up(self, pending: _Pending) -> Iterator[None]:
+        """Remove what was written of a checkpoint that failed, and say why in words."""
+        try:
+            yield
+        except dcp.api.CheckpointException as error:
+            free = shutil.disk_usage(pending.temporary).free
+            shutil.rmtree(pending.temporary, ignore_errors=True)
+            # torch reports a full disk as a RuntimeError about positions in its archive; the free bytes tell which.
+            reasons = {f"{type(e).__name__}: {str(e).splitlines()[0]}" for e, _ in error.failures.values()}
+            raise OSError(
+                f"checkpoint {pending.final} could not be written ({'; '.join(sorted(reasons))}) with {free:,} bytes "
+                "free on its disk; earlier checkpoints are whole: make room and run again"
+            ) from None
+        except BaseException:
+            shutil.rmtree(pending.temporary, ignore_errors=True)
+            raise
 
 
-def restore_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load weights and optimizer state in place; return the train state. All ranks call it."""
+def restore_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load weights and optimizer state in place, whatever ranks wrote them; return the train state. All ranks call
+    it."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optim": optimizer_state}
     with _alone_without_warning():
         dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
     return read_json(path / TRAIN_STATE.format(0))
+
+
+# What the tensors of a checkpoint depend on.
+_SHAPE_FIELDS = ("dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "weight_tying")
+
+
+def load_weights(folder: str | Path, model: Transformer) -> Path:
+    """Fill the weights of `model` in place from a run folder (its newest checkpoint) or a checkpoint folder.
+
+    All ranks call it; returns the checkpoint that was read. ValueError if there is none, or it is of another model.
+    """
+    folder, params = _open_checkpoint(folder)
+    theirs, ours = _model_args(folder, params), model.args
+    different = [
+        f"model.{name} {getattr(theirs, name)} there, {getattr(ours, name)} here"
+        for name in _SHAPE_FIELDS
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if ffn_hidden_dim(theirs) != ffn_hidden_dim(ours):
+        different.append(f"feed-forward width {ffn_hidden_dim(theirs)} there, {ffn_hidden_dim(ours)} here")
+    if different:
+        raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(different)}")
+    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    with _alone_without_warning():
+        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    set_model_state_dict(model, state["model"])
+    return folder
+
+
+def _open_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint folder, or the newest of a run folder, and its params."""
+    folder = Path(folder)
+    if not (folder / PARAMS).is_file():
+        found = list_checkpoints(folder)
+        if not found:
+            raise ValueError(
+                f"no checkpoint in {folder}: neither {PARAMS} nor {FOLDER}/<step>; {what_is_there(folder / PARAMS)}"
+            )
+        folder = found[-1]
+    return folder, read_json(folder / PARAMS)
+
+
+def _model_args(folder: Path, params: dict[str, Any]) -> ModelArgs:
+    """The model of a checkpoint of ours or of Meta Lingua's, whose section has keys that ours lacks."""
+    known = {field.name for field in dataclasses.fields(ModelArgs)}
+    try:
+        return ModelArgs(**{key: value for key, value in params["model"].items() if key in known})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / PARAMS} does not describe a model of this library: {error}") from None
 
 
 def load_checkpoint(
@@ -108,20 +248,11 @@ def load_checkpoint(
     Returns (model in eval mode on `device`, its ModelArgs, the tokenizer section of its config: name and path).
     `dtype` is the compute type; None: fp32 on a CPU, bf16 elsewhere. ValueError says what is there when there is none.
     """
-    folder = Path(folder)
-    if not (folder / PARAMS).is_file():
-        found = list_checkpoints(folder)
-        if not found:
-            raise ValueError(
-                f"no checkpoint in {folder}: neither {PARAMS} nor {FOLDER}/<step>; {what_is_there(folder / PARAMS)}"
-            )
-        folder = found[-1]
-    params = read_json(folder / PARAMS)
-    try:
-        args = ModelArgs(**params["model"])
-        tokenizer = params["data"]["tokenizer"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / PARAMS} does not describe a model of this library: {error}") from None
+    folder, params = _open_checkpoint(folder)
+    args = _model_args(folder, params)
+    tokenizer = params.get("data", {}).get("tokenizer")
+    if not isinstance(tokenizer, dict):
+        raise ValueError(f"{folder / PARAMS} does not name the tokenizer of its model (data.tokenizer)")
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model = Transformer(args, compute_dtype=dtype)
@@ -136,7 +267,7 @@ def load_checkpoint(
 def _alone_without_warning() -> Iterator[None]:
     # PyTorch warns on every save and load of a single process that it assumes a single process.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        warnings.filterwarnings("ignore", message=_ALONE)
         yield
 
 

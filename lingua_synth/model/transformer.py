@@ -178,7 +178,15 @@ class Transformer(nn.Module):
 
     table: torch.Tensor
 
-    def __init__(self, args: ModelArgs, compute_dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        args: ModelArgs,
+        compute_dtype: torch.dtype = torch.float32,
+        *,
+        attention="sdpa",
+        loss="auto",
+        loss_chunk_tokens=1024,
+    ):
         super().__init__()
         validate_model_args(args)
         self.args = args
@@ -207,6 +215,7 @@ class Transformer(nn.Module):
         labels: torch.Tensor | None = None,
         cache: KVCache | None = None,
         start: int = 0,
+        document=None,
     ) -> torch.Tensor:
         """Losses in nats, fp32 [B, T], of `labels` (int64); or logits [B, T, V] in the compute type when there are
         none."""
@@ -214,6 +223,10 @@ class Transformer(nn.Module):
         if labels is None:
             return self.output(hidden)
         return token_nll(hidden, self.output.weight, labels)
+
+    def init_buffers(self):
+        a = self.args
+        self.table.copy_(rotary_table(a.dim // a.n_heads, a.max_seqlen, a.rope_theta))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -223,6 +236,10 @@ class Transformer(nn.Module):
         unless `init_base_std` is set. Leaves the global random state as it was.
         """
         args = self.args
+        self.init_buffers()
+        for m in self.modules():
+            if isinstance(m, RMSNorm):
+                m.weight.fill_(1.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _draw(self.tok_embeddings.weight, args.init_base_std or args.dim**-0.5)
@@ -249,7 +266,13 @@ class Transformer(nn.Module):
 
 def _draw(weight: torch.Tensor, std: float, cut: float | None = None) -> None:
     cut = 3 * std if cut is None else cut
-    nn.init.trunc_normal_(weight, mean=0.0, std=std, a=-cut, b=cut)
+    full = torch.empty(weight.shape)
+    nn.init.trunc_normal_(full, mean=0.0, std=std, a=-cut, b=cut)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if isinstance(weight, DTensor):
+        full = distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements)
+    weight.copy_(full)
 
 
 def build_model(args: ModelArgs, *, seed: int, compute_dtype: torch.dtype = torch.float32) -> Transformer:

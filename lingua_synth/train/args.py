@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lingua_synth.mixture.args import SourceArgs, StageArgs
@@ -223,6 +224,9 @@ class SynthArgs:
     """The loss over the vocabulary."""
     guard: GuardArgs = field(default_factory=GuardArgs)
     """Not-finite losses, and spikes."""
+    reshard_after_forward: bool = False
+    """full_shard: give the memory of gathered weights back between forward and backward pass (less memory, one more
+    exchange)."""
     async_checkpoint: bool = False
     """Write checkpoints while training goes on; costs a copy of the model and optimizer in main memory."""
     deterministic: bool = False
@@ -434,6 +438,10 @@ def _validate_choices(args: TrainArgs) -> None:
     for key, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"{key} is {' or '.join(known)}; got {value!r}")
+    if args.checkpoint.path not in (None, str(Path(args.dump_dir) / "checkpoints")):
+        raise ValueError(
+            f"checkpoint.path {args.checkpoint.path}: a run keeps its checkpoints in its own folder; leave it out"
+        )
     for key, number, least in (
         ("logging.freq", args.logging.freq, 1),
         ("gc_collect_freq", args.gc_collect_freq, 1),

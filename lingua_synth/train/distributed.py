@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,16 +36,18 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def data_parallel(device: str) -> Iterator[Ranks]:
+def data_parallel(device: str, env: Mapping[str, str] | None = None) -> Iterator[Ranks]:
     """Join the process group that torchrun describes, or stand alone; leaves the group at the end.
 
-    `device`: cpu, cuda or auto. Raises ValueError for cuda without a GPU, or more ranks than GPUs on this machine.
+    `device`: cpu, cuda or auto; `env` is set before the ranks meet. Raises ValueError for cuda without a GPU, or more
+    ranks than GPUs on this machine.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"synth.device is auto, cpu or cuda; got {device!r}")
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
         raise ValueError("synth.device=cuda, but PyTorch sees no GPU here; use synth.device=auto or cpu")
+    os.environ.update(env or {})
     kind = "cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu"
     size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
     if kind == "cuda":
@@ -60,7 +62,7 @@ def data_parallel(device: str) -> Iterator[Ranks]:
         return
     joined_here = not dist.is_initialized()
     if joined_here:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     try:
         yield Ranks(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu"))
     finally:

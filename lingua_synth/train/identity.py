@@ -60,6 +60,7 @@ _FREE_KEYS = (
     "synth.mixture_change",
     "synth.attention",
     "synth.loss",
+    "synth.reshard_after_forward",
     "synth.async_checkpoint",
     "synth.deterministic",
     "synth.requeue",

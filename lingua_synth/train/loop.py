@@ -2,44 +2,42 @@
 
 A run is a folder. `train(args)` opens the sources, resumes from the newest checkpoint if there is one, takes optimizer
 steps until the budget is spent, evaluates, and writes `result.json`, one row of the runs table, last: its presence
-means
-the run is complete, and a second call returns it at once. Killed at any moment and called again, a run goes on from its
-newest checkpoint and ends with the same numbers (bit-equal on the CPU).
+means the run is complete, and a second call returns it at once. Killed at any moment and called again, a run goes on
+from its newest checkpoint and ends with the same numbers (bit-equal on the CPU).
 
-A step: `grad_acc_steps` micro-batches of `batch_size` sequences on each rank. The loss of a step is the mean over its
-tokens, whatever the split into ranks and micro-batches, so 1 rank x 2 micro-batches and 2 ranks x 1 train alike.
+A step: `grad_acc_steps` micro-batches of `batch_size` sequences on each rank, one exchange of gradients, the guard's
+judgement, one update. The loss of a step is the mean over its tokens, whatever the split into ranks and micro-batches,
+so 1 rank x 2 micro-batches and 2 ranks x 1 train alike, on whole models (DDP) and on sharded ones (FSDP2).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import gc
 import logging
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lingua_synth.config import to_dict
-from lingua_synth.evaluate import DomainSums, evaluate_domains, summarize
+from lingua_synth.evaluate import DomainSums, evaluate_domains
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import MixtureLoader
 from lingua_synth.mixture.args import build_mixture
-from lingua_synth.model.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
-from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token
-from lingua_synth.model.transformer import Transformer, build_model
+from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
+from lingua_synth.model.counts import count_parameters
+from lingua_synth.model.transformer import Transformer
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.distributed import Ranks, data_parallel
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
+from lingua_synth.train.guard import Guard
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
     fit_to_sources,
@@ -48,11 +46,11 @@ from lingua_synth.train.inputs import (
     refuse_other_vocabulary,
     with_shard_tokenizer,
 )
-from lingua_synth.train.metrics import MetricsFile, close_logger, run_logger
+from lingua_synth.train.metrics import MetricsFile, Trackers, close_logger, run_logger
+from lingua_synth.train.parallel import clip_gradients, exchanging_gradients, shard_model, wrap_model
+from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
+from lingua_synth.train.record import MFU_FORMULA, Interval, metrics_line, result_row, validation_line
 from lingua_synth.train.schedule import learning_rate_ratio
-
-# Dense bf16 peaks in FLOP/s from NVIDIA's data sheets, without sparsity: the denominator of speed/mfu.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 @dataclass
@@ -67,12 +65,16 @@ class _Run:
     stepper: torch.nn.Module
     """The model as it is called: compiled, wrapped for data parallelism."""
     optimizer: torch.optim.Optimizer
+    guard: Guard
+    writer: CheckpointWriter
+    preemption: Preemption
     sources: Mapping[str, TokenSource]
     domains: Mapping[str, TokenSource]
     logger: logging.Logger
     metrics: MetricsFile | None
-    """Open on the main rank alone."""
+    """Open on the main rank alone, as the next two."""
     validation: MetricsFile | None
+    trackers: Trackers | None
     step: int
     elapsed_before_s: float
     """Seconds of training before the checkpoint this process resumed from."""
@@ -90,14 +92,22 @@ class _Run:
     def elapsed_s(self) -> float:
         return self.elapsed_before_s + time.perf_counter() - self.started
 
+    def close(self) -> None:
+        """Release the files. A checkpoint that is still being written is not waited for."""
+        for file in (self.metrics, self.validation, self.trackers):
+            if file is not None:
+                file.close()
+        close_logger(self.logger)
+
 
 def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
     """Train to the end of the budget and return the run's row of the runs table.
 
-    Raises ValueError for a configuration that cannot run, a folder that holds another run, or a loss that is not finite
-    (naming the step and the positions of its sequences); OSError when something cannot be written.
+    Raises ValueError for a configuration that cannot run, a folder that holds another run, a loss that is not finite
+    (naming the step and the positions of its sequences) or memory that does not suffice; OSError when something cannot
+    be written; Preempted (a SystemExit) after SIGTERM or SIGUSR2, with a checkpoint of the last step.
     """
-    with data_parallel(args.synth.device) as ranks:
+    with data_parallel(args.synth.device, args.env) as ranks:
         sources = open_sources(args, ranks)
         args = with_shard_tokenizer(args, sources)
         vocab_size = int(next(iter(sources.values())).manifest["tokenizer"]["n_words"])
@@ -110,16 +120,43 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
             identity = claim_folder(Path(args.dump_dir), args, identity, ranks)
             if (Path(args.dump_dir) / RESULT).is_file():
                 return read_json(Path(args.dump_dir) / RESULT)
-            run = _prepare(args, sources, domains, ranks, sha256_json(identity))
-            try:
-                with _progress_bar(run, progress) as bar:
-                    _take_steps(run, bar)
-                return _finish(run)
-            finally:
-                for file in (run.metrics, run.validation):
-                    if file is not None:
-                        file.close()
-                close_logger(run.logger)
+            with Preemption() as preemption, _numerics(args):
+                try:
+                    run = _prepare(args, sources, domains, ranks, preemption, sha256_json(identity))
+                    with contextlib.closing(run), _progress_bar(run, progress) as bar:
+                        _take_steps(run, bar)
+                        return _finish(run)
+                except torch.OutOfMemoryError as error:
+                    raise ValueError(_out_of_memory(args, error)) from None
+
+
+@contextlib.contextmanager
+def _numerics(args: TrainArgs) -> Iterator[None]:
+    """PyTorch's global switches as the config wants them, and as they were afterwards."""
+    cuda = torch.backends.cuda.matmul
+    before = cuda.allow_tf32, torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled(), gc.isenabled()
+    cuda.allow_tf32 = args.distributed.matmul_allow_tf32
+    torch.use_deterministic_algorithms(args.synth.deterministic)
+    torch.autograd.set_detect_anomaly(args.distributed.detect_anomaly)
+    gc.disable()  # collected by hand, at the same step on all ranks, so that none waits for another's collection
+    try:
+        yield
+    finally:
+        cuda.allow_tf32 = before[0]
+        torch.use_deterministic_algorithms(before[1])
+        torch.autograd.set_detect_anomaly(before[2])
+        if before[3]:
+            gc.enable()
+
+
+def _out_of_memory(args: TrainArgs, error: Exception) -> str:
+    advice = [f"data.batch_size below {args.data.batch_size} (synth.global_batch_tokens keeps the step's batch)"]
+    if args.distributed.fsdp_type == "no_shard":
+        advice.append("distributed.fsdp_type=full_shard")
+    if not args.distributed.selective_activation_checkpointing:
+        advice.append("distributed.selective_activation_checkpointing=true")
+    first = str(error).splitlines()[0]
+    return f"{args.name}: the GPU's memory does not suffice; try {', or '.join(advice)} ({first})"
 
 
 def _prepare(
@@ -127,12 +164,14 @@ def _prepare(
     sources: Mapping[str, TokenSource],
     domains: Mapping[str, TokenSource],
     ranks: Ranks,
+    preemption: Preemption,
     identity_sha256: str,
 ) -> _Run:
     """Build everything, and bring it to where the newest checkpoint stood."""
-    global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
-    compute_dtype = torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32
-    model = build_model(args.model, seed=_seed(args), compute_dtype=compute_dtype).to(ranks.device)
+    run_dir = Path(args.dump_dir)
+    logger = run_logger(run_dir, ranks.is_main)
+    found = list_checkpoints(run_dir)
+    model = _build_model(args, ranks, has_checkpoint=bool(found), logger=logger)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=args.optim.lr,
@@ -141,13 +180,77 @@ def _prepare(
         weight_decay=args.optim.weight_decay,
         fused=True,
     )
-    run_dir = Path(args.dump_dir)
-    logger = run_logger(run_dir, ranks.is_main)
+    guard = Guard(args.synth.guard)
     step, elapsed_before_s, data_state = 0, 0.0, None
-    if found := list_checkpoints(run_dir):
+    if found:
         state = restore_checkpoint(found[-1], model, optimizer)
-        step, elapsed_before_s, data_state = state["step"], state["elapsed_s"], state["data_loader_state"]
+        step, data_state = state["step"], state["data_loader_state"]
+        elapsed_before_s = state.get("elapsed_s", 0.0)  # not in a checkpoint of Lingua's loop, as the guard's
+        if "guard" in state:
+            guard.load_state_dict(state["guard"])
         logger.info("resumed from %s", found[-1].name)
+    loader = _open_loader(args, sources, ranks, data_state)
+    for notice in loader.plan.notices() if loader.plan else []:
+        logger.info("mixture: %s", notice)
+    counts = count_parameters(args.model)
+    logger.info(
+        f"{args.name}: {counts.total:,} parameters ({counts.non_embedding:,} non-embedding), {args.steps:,} steps of "
+        f"{tokens_per_step(args, ranks.size):,} tokens on {ranks.size} rank(s); {MFU_FORMULA}"
+    )
+    is_main = ranks.is_main
+    return _Run(
+        args=args,
+        identity_sha256=identity_sha256,
+        ranks=ranks,
+        loader=loader,
+        model=model,
+        stepper=wrap_model(model, args, ranks),
+        optimizer=optimizer,
+        guard=guard,
+        writer=CheckpointWriter(
+            run_dir, keep=args.checkpoint.dump.keep, background=args.synth.async_checkpoint and step < args.steps
+        ),
+        preemption=preemption,
+        sources=sources,
+        domains=domains,
+        logger=logger,
+        metrics=MetricsFile(run_dir / METRICS, step) if is_main else None,
+        validation=MetricsFile(run_dir / VALIDATION_METRICS, step) if is_main and domains else None,
+        trackers=Trackers(args, identity_sha256, step) if is_main else None,
+        step=step,
+        elapsed_before_s=elapsed_before_s,
+        started=time.perf_counter(),
+    )
+
+
+def _build_model(args: TrainArgs, ranks: Ranks, *, has_checkpoint: bool, logger: logging.Logger) -> Transformer:
+    """The model on its device, each rank holding its part: drawn from the seed, or ready to be filled."""
+    with torch.device("meta"):
+        model = Transformer(
+            args.model,
+            torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32,
+            attention=args.synth.attention,
+            loss=args.synth.loss.backend,
+            loss_chunk_tokens=args.synth.loss.chunk_tokens,
+        )
+    shard_model(model, args, ranks)
+    model.to_empty(device=ranks.device)
+    if has_checkpoint:
+        model.init_buffers()
+    elif args.checkpoint.init_ckpt_path:
+        model.init_buffers()
+        logger.info("weights of %s", load_weights(args.checkpoint.init_ckpt_path, model))
+    else:
+        assert args.model.seed is not None, "resolve_args sets the model's seed"
+        model.init_weights(args.model.seed)
+    return model
+
+
+def _open_loader(
+    args: TrainArgs, sources: Mapping[str, TokenSource], ranks: Ranks, data_state: dict[str, Any] | None
+) -> MixtureLoader:
+    """This rank's batches from where `data_state` stands."""
+    global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
     loader = MixtureLoader(
         sources,
         build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
@@ -161,6 +264,7 @@ def _prepare(
         schedule=args.synth.schedule,
         prefetch=args.synth.prefetch,
         pin_memory=ranks.device.type == "cuda",
+        document_boundaries=args.synth.document_masking,
         state=data_state,
     )
     if loader.num_sequences != args.steps * global_batch_size:
@@ -169,56 +273,7 @@ def _prepare(
             f"{args.steps * global_batch_size:,} sequences; raise max_epochs, or set synth.on_exhaustion to repeat or "
             "renormalize"
         )
-    for notice in loader.plan.notices() if loader.plan else []:
-        logger.info("mixture: %s", notice)
-    stepper: torch.nn.Module = model
-    if args.distributed.compile:
-        stepper = torch.compile(stepper)  # type: ignore[assignment]
-    if ranks.size > 1:
-        device_ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-        stepper = DistributedDataParallel(stepper, device_ids=device_ids)
-    counts = count_parameters(args.model)
-    logger.info(
-        f"{args.name}: {counts.total:,} parameters ({counts.non_embedding:,} non-embedding), {args.steps:,} steps of "
-        f"{tokens_per_step(args, ranks.size):,} tokens on {ranks.size} rank(s), FLOPs per token = {FLOPS_FORMULA}"
-    )
-    return _Run(
-        args=args,
-        identity_sha256=identity_sha256,
-        ranks=ranks,
-        loader=loader,
-        model=model,
-        stepper=stepper,
-        optimizer=optimizer,
-        sources=sources,
-        domains=domains,
-        logger=logger,
-        metrics=MetricsFile(run_dir / METRICS, step) if ranks.is_main else None,
-        validation=MetricsFile(run_dir / VALIDATION_METRICS, step) if ranks.is_main and domains else None,
-        step=step,
-        elapsed_before_s=elapsed_before_s,
-        started=time.perf_counter(),
-    )
-
-
-def _seed(args: TrainArgs) -> int:
-    assert args.model.seed is not None, "resolve_args sets the model's seed"
-    return args.model.seed
-
-
-@dataclass
-class _Window:
-    """What has been seen since the last log line."""
-
-    by_source: torch.Tensor
-    """fp64 [sources, 2]: summed nats and tokens, on this rank."""
-    started: float
-    steps: int = 0
-    data_s: float = 0.0
-
-    @classmethod
-    def empty(cls, run: _Run) -> _Window:
-        return cls(torch.zeros(len(run.sources), 2, dtype=torch.float64, device=run.ranks.device), time.perf_counter())
+    return loader
 
 
 def _progress_bar(run: _Run, progress: bool) -> tqdm:
@@ -233,9 +288,24 @@ def _progress_bar(run: _Run, progress: bool) -> tqdm:
     )
 
 
+@dataclass
+class _Window:
+    """What has been seen since the last log line."""
+
+    by_source: torch.Tensor
+    """fp64 [sources, 2]: summed nats and tokens of the steps that were kept, on this rank."""
+    started: float
+    steps: int = 0
+    data_s: float = 0.0
+
+    @classmethod
+    def empty(cls, run: _Run) -> _Window:
+        return cls(torch.zeros(len(run.sources), 2, dtype=torch.float64, device=run.ranks.device), time.perf_counter())
+
+
 def _take_steps(run: _Run, bar: tqdm) -> None:
     """From where the run stands to the last step of its budget."""
-    args, device = run.args, run.ranks.device
+    args = run.args
     window = _Window.empty(run)
     run.model.train()
     while run.step < args.steps:
@@ -243,117 +313,156 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
         for group in run.optimizer.param_groups:
             group["lr"] = lr
 
-        for micro_step in range(args.grad_acc_steps):
-            data_started = time.perf_counter()
-            batch = next(run.loader)
-            block = batch.to_torch(device).long()
-            tokens, labels = block[:, :-1], block[:, 1:]
-            source = torch.from_numpy(batch.source.astype(np.int64)).to(device, non_blocking=True)
-            window.data_s += time.perf_counter() - data_started
+        by_source, micro_loss = _forward_and_backward(run, window)
+        grad_norm = clip_gradients(run.model, args.optim.clip)
+        step_loss, last_micro, norm, signal = _agree(run, by_source, micro_loss, grad_norm)
 
-            # Ranks exchange gradients once a step, after its last micro-batch.
-            is_last = micro_step == args.grad_acc_steps - 1
-            with _no_sync(run.stepper) if not is_last else contextlib.nullcontext():
-                losses = run.stepper(tokens, labels)
-                micro_loss = losses.mean()
-                (micro_loss / args.grad_acc_steps).backward()
-            nats = losses.detach().double().sum(1)
-            window.by_source[:, 0].index_add_(0, source, nats)
-            window.by_source[:, 1].index_add_(0, source, torch.full_like(nats, args.data.seq_len))
-
-        grad_norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), args.optim.clip)
-        run.optimizer.step()
+        reason = _judge(run, step_loss, norm)
+        if reason is None:
+            run.optimizer.step()
+            window.by_source += by_source
         run.optimizer.zero_grad()
         run.step += 1
         window.steps += 1
         bar.update(run.tokens_per_step)
+        run.writer.poll()
+        if run.step % args.gc_collect_freq == 0:
+            gc.collect()
 
-        # A checkpoint is logged too: its loss is known to be finite, and a resumed run logs the same windows.
-        saves = run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every)
+        # A checkpoint is logged too, so that a resumed run logs the same windows.
+        saves = run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every) or signal > 0
         if saves or _is_due(run.step, args.logging.freq):
-            loss = _log(run, window, lr, float(grad_norm), micro_loss.detach())
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            _log(run, window, lr, norm, last_micro, bar)
             window = _Window.empty(run)
         if saves:
             _save(run)
+        if signal and run.step < args.steps:
+            _leave(run, signal)
         if run.domains and run.step < args.steps and _is_due(run.step, args.synth.evaluation.every):
             _log_validation(run, _evaluate(run))
             window.started = time.perf_counter()
+    run.writer.close()
 
 
-def _no_sync(stepper: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-    return stepper.no_sync() if isinstance(stepper, DistributedDataParallel) else contextlib.nullcontext()
+def _forward_and_backward(run: _Run, window: _Window) -> tuple[torch.Tensor, torch.Tensor]:
+    """The micro-batches of one step: fp64 [sources, 2] summed nats and tokens, and the last micro-batch's mean loss."""
+    args, device = run.args, run.ranks.device
+    by_source = torch.zeros_like(window.by_source)
+    for micro_step in range(args.grad_acc_steps):
+        data_started = time.perf_counter()
+        batch = next(run.loader)
+        block = batch.to_torch(device).long()
+        tokens, labels = block[:, :-1], block[:, 1:]
+        source = torch.from_numpy(batch.source.astype(np.int64)).to(device, non_blocking=True)
+        document = None
+        if batch.document is not None:
+            document = torch.from_numpy(batch.document).to(device, non_blocking=True)
+        window.data_s += time.perf_counter() - data_started
+
+        # Ranks exchange gradients once a step, with its last micro-batch.
+        with exchanging_gradients(run.stepper, micro_step == args.grad_acc_steps - 1):
+            losses = run.stepper(tokens, labels, document=document)
+            micro_loss = losses.mean()
+            (micro_loss / args.grad_acc_steps).backward()
+        nats = losses.detach().double().sum(1)
+        by_source[:, 0].index_add_(0, source, nats)
+        by_source[:, 1].index_add_(0, source, torch.full_like(nats, args.data.seq_len))
+    return by_source, micro_loss.detach()
+
+
+def _agree(
+    run: _Run, by_source: torch.Tensor, micro_loss: torch.Tensor, grad_norm: torch.Tensor
+) -> tuple[float, float, float, int]:
+    """Loss of the step and of its last micro-batches over all ranks, gradient norm, and a signal that any rank got.
+
+    The one place of a step where the host waits for the device.
+    """
+    signal = torch.tensor(float(run.preemption.signal), dtype=torch.float64, device=by_source.device)
+    shared = run.ranks.sum(torch.stack([by_source[:, 0].sum(), micro_loss.double(), signal]))
+    nats, micro, signals, norm = torch.cat([shared, grad_norm.double().reshape(1)]).tolist()
+    # Ranks that a launcher tells to leave all get the same signal: the sum only has to say whether any did.
+    number = run.preemption.signal or int(signals > 0) * 15
+    return nats / run.tokens_per_step, micro / run.ranks.size, norm, number
+
+
+def _judge(run: _Run, loss: float, grad_norm: float) -> str | None:
+    """The guard's reason to skip this step; the batch is named in the log, or in the ValueError that stops the run."""
+    per_step = run.tokens_per_step // run.args.data.seq_len
+    first = run.step * per_step
+    where = f"at step {run.step + 1} (global sequences {first}..{first + per_step - 1})"
+    try:
+        reason = run.guard.judge(loss, grad_norm)
+    except ValueError as error:
+        run.writer.close()
+        run.logger.error(f"stopped {where}: {error}")
+        raise ValueError(
+            f"{run.args.name}: {error} {where}; the newest checkpoint is from before. Lower optim.lr or optim.clip "
+            "in a new dump_dir, or let synth.guard skip such steps"
+        ) from None
+    if reason is not None:
+        run.logger.warning(f"skipped {where}: {reason}")
+    return reason
 
 
 def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _log(run: _Run, window: _Window, lr: float, grad_norm: float, micro_loss: torch.Tensor) -> float:
-    """Write one line of metrics; return the mean loss of the window. All ranks call it.
-
-    Raises ValueError when the loss or the gradient is not finite; the newest checkpoint is from before.
-    """
-    args, ranks = run.args, run.ranks
-    last_micro = float(ranks.sum(micro_loss.double().clone())) / ranks.size
-    by_source = ranks.sum(window.by_source).cpu().numpy()
-    nats, seen = by_source[:, 0], by_source[:, 1]
-    mean = float(nats.sum() / seen.sum())
-    if not (math.isfinite(mean) and math.isfinite(grad_norm)):
-        sequences_per_step = run.tokens_per_step // args.data.seq_len
-        first, last = (run.step - window.steps) * sequences_per_step, run.step * sequences_per_step - 1
-        raise ValueError(
-            f"{args.name}: loss {mean} with gradient norm {grad_norm} is not finite at step {run.step} (since the last "
-            f"log line: global sequences {first}..{last}); lower optim.lr or optim.clip in a new dump_dir"
-        )
-    if run.metrics is None:
-        return mean
+def _log(run: _Run, window: _Window, lr: float, grad_norm: float, last_micro: float, bar: tqdm) -> None:
+    """Write one line of metrics. All ranks call it."""
+    by_source = run.ranks.sum(window.by_source).cpu().numpy()
+    if run.metrics is None or run.trackers is None:
+        return
     seconds = time.perf_counter() - window.started
-    rate = window.steps * run.tokens_per_step / seconds / ranks.size
-    flops = rate * flops_per_token(args.model, args.data.seq_len)
-    accounting = run.loader.accounting(run.step * run.tokens_per_step // args.data.seq_len)
-    record = {
-        "global_step": run.step,
-        "acc_step": 0,
-        "speed/wps": rate,
-        "speed/FLOPS": flops,
-        "speed/curr_iter_time": seconds / window.steps,
-        "speed/data_load_time": window.data_s / window.steps,
-        "optim/grad_norm": grad_norm,
-        "optim/lr": lr,
-        "optim/total_tokens": run.step * run.tokens_per_step,
-        "loss/out": last_micro,
-        "loss/mean": mean,
-        "created_at": datetime.now(UTC).isoformat(),
-    }
-    if (peak := _peak_flops(ranks.device)) is not None:
-        record["speed/mfu"] = flops / peak
-    for i, name in enumerate(run.sources):
-        if seen[i]:
-            record[f"loss/source/{name}"] = float(nats[i] / seen[i])
-        record[f"data/tokens/{name}"] = int(accounting[name].tokens)
-        record[f"data/epochs/{name}"] = float(accounting[name].epochs)
+    seen = Interval(window.steps, seconds, window.data_s, by_source[:, 0], by_source[:, 1], lr, grad_norm, last_micro)
+    record = metrics_line(run.args, run.sources, run.loader, run.step, run.ranks.size, seen)
+    if run.guard.num_skipped:
+        record["guard/skipped_steps"] = run.guard.num_skipped
     run.metrics.write(record)
-    run.logger.info(f"step {run.step}  loss {mean:.4f}  grad {grad_norm:.2e}  lr {lr:.2e}  {rate:.0f} tok/s/rank")
-    return mean
-
-
-def _peak_flops(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    run.trackers.write(record, run.step)
+    loss, mfu = record.get("loss/mean", float("nan")), record.get("speed/mfu")
+    run.logger.info(
+        f"step {run.step}  loss {loss:.4f}  grad {grad_norm:.2e}  lr {lr:.2e}  {record['speed/wps']:.0f} tok/s/rank"
+        + (f"  mfu {mfu:.1%}  mem {record['memory/max_active_gib']:.1f} GiB" if mfu is not None else "")
+    )
+    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
 
 def _save(run: _Run) -> None:
-    state = {
+    state: dict[str, Any] = {
         "step": run.step,
         "acc_step": 0,
         "elapsed_s": run.elapsed_s,
         "data_loader_state": run.loader.state_dict(),
+        "scheduler": _scheduler_state(run),
+        "guard": run.guard.state_dict(),
     }
-    keep = run.args.checkpoint.dump.keep
-    save_checkpoint(run.dir, run.step, run.model, run.optimizer, params=to_dict(run.args), train_state=state, keep=keep)
+    run.writer.save(run.step, run.model, run.optimizer, params=to_dict(run.args), train_state=state)
+
+
+def _scheduler_state(run: _Run) -> dict[str, Any]:
+    """What PyTorch's LambdaLR, the scheduler of Lingua's loop, would hold at this step; ours needs none."""
+    optim, steps = run.args.optim, run.args.steps
+    return {
+        "base_lrs": [optim.lr],
+        "last_epoch": run.step,
+        "_step_count": run.step + 1,
+        "_is_initial": False,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [optim.lr * learning_rate_ratio(min(run.step, steps - 1), optim, steps)],
+        "lr_lambdas": [None],
+    }
+
+
+def _leave(run: _Run, signal: int) -> None:
+    """Stop with a checkpoint because a signal asks for it."""
+    run.writer.close()
+    message = f"{run.args.name}: signal {signal} at step {run.step} of {run.args.steps}; the checkpoint is written, "
+    message += "the same command goes on from it"
+    if run.args.synth.requeue and run.ranks.is_main:
+        message += f"; {requeue_slurm_job()}"
+    run.logger.warning(message)
+    raise Preempted(signal, message)
 
 
 def _evaluate(run: _Run) -> dict[str, DomainSums]:
@@ -364,19 +473,27 @@ def _evaluate(run: _Run) -> dict[str, DomainSums]:
 
 
 def _log_validation(run: _Run, sums: Mapping[str, DomainSums]) -> None:
-    if run.validation is None:
+    if run.validation is None or run.trackers is None:
         return
-    record: dict[str, Any] = {"global_step": run.step}
-    for name, domain in sums.items():
-        averages = {"nll_per_token": domain.loss, "bits_per_byte": domain.bits_per_byte}
-        record[name] = dataclasses.asdict(domain) | averages
+    record = validation_line(run.step, sums)
     run.validation.write(record)
+    run.trackers.write({f"validation/{n}": d.loss for n, d in sums.items()}, run.step)
 
 
 def _finish(run: _Run) -> dict[str, Any]:
     """Evaluate the last weights and write the run's row."""
     sums = _evaluate(run)
-    row = _result_row(run, sums)
+    row = result_row(
+        run.args,
+        run.sources,
+        run.loader,
+        sums,
+        num_tokens=run.args.steps * run.tokens_per_step,
+        num_gpus=run.ranks.size if run.ranks.device.type == "cuda" else 0,
+        elapsed_s=run.elapsed_s,
+        num_skipped=run.guard.num_skipped,
+        identity_sha256=run.identity_sha256,
+    )
     if run.ranks.is_main:
         if sums:
             _log_validation(run, sums)
@@ -384,43 +501,3 @@ def _finish(run: _Run) -> dict[str, Any]:
     run.logger.info(f"finished after {run.elapsed_s:.1f} s of training")
     run.ranks.barrier()
     return row
-
-
-def _result_row(run: _Run, sums: Mapping[str, DomainSums]) -> dict[str, Any]:
-    """One row of the runs table; averages over domains are in it beside each domain's own."""
-    args, counts = run.args, count_parameters(run.args.model)
-    num_tokens = args.steps * run.tokens_per_step
-    accounting = run.loader.accounting(num_tokens // args.data.seq_len)
-    mixture = run.loader.mixture
-    listed = "+".join(f"{name}:{source.ratio}" for name, source in args.synth.sources.items())
-    row: dict[str, Any] = {
-        "run_id": args.name,
-        "mixture": args.synth.mixture or (listed if mixture.is_constant else str(mixture)),
-    }
-    # What was asked for over the whole run: the ratio itself where it is constant.
-    num_sequences = num_tokens // args.data.seq_len
-    asked = run.loader.schedule.course.target(num_sequences)
-    row |= {f"ratio_{name}": float(share / num_sequences) for name, share in zip(mixture.names, asked, strict=True)}
-    row |= {
-        "size": args.synth.preset or f"{args.model.dim}x{args.model.n_layers}",
-        "n_non_embedding": counts.non_embedding,
-        "n_lingua": counts.lingua,
-        "n_total": counts.total,
-        "tokens": num_tokens,
-    }
-    for name, source in run.sources.items():
-        tokens = int(accounting[name].tokens)
-        row[f"tokens_{name}"] = tokens
-        row[f"unique_tokens_{name}"] = min(tokens, source.num_tokens)
-        row[f"epochs_{name}"] = float(accounting[name].epochs)
-    row["seed"] = args.seed
-    if sums:
-        row |= summarize(sums)
-        row |= {f"loss_{name}": domain.loss for name, domain in sums.items()}
-        row |= {f"bpb_{name}": domain.bits_per_byte for name, domain in sums.items()}
-    return row | {
-        "flops": num_tokens * flops_per_token(args.model, args.data.seq_len),
-        "gpu_hours": run.ranks.size * run.elapsed_s / 3600 if run.ranks.device.type == "cuda" else 0.0,
-        "wall_s": run.elapsed_s,
-        "config_sha256": run.identity_sha256,
-    }

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lingua_synth.config import needs_extra, to_dict
 from lingua_synth.files import atomic_file
+from lingua_synth.train.args import TrainArgs
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -49,6 +51,47 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Trackers:
+    """TensorBoard and Weights & Biases, where the config asks for them; nothing otherwise.
+
+    ValueError says what to install when one is asked for and not there.
+    """
+
+    def __init__(self, args: TrainArgs, run_sha256: str, step: int):
+        self._board: Any = None
+        self._wandb: Any = None
+        if args.logging.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(f"logging.tensorboard: {needs_extra(['tensorboard'], 'tracking')}") from None
+            # What a dead run wrote past its checkpoint is hidden.
+            self._board = SummaryWriter(str(Path(args.dump_dir) / "tensorboard"), purge_step=step)
+        if args.logging.wandb is not None:
+            try:
+                import wandb
+            except ImportError:
+                raise ValueError("logging.wandb needs wandb, not installed here: pip install wandb") from None
+            settings = {"name": args.name, "dir": args.dump_dir, "id": run_sha256[:16], "resume": "allow"}
+            self._wandb = wandb.init(**(settings | args.logging.wandb), config=to_dict(args))
+
+    def write(self, record: dict[str, Any], step: int) -> None:
+        """Send the numbers of `record`."""
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k not in ("global_step",)}
+        if self._board is not None:
+            for key, value in numbers.items():
+                self._board.add_scalar(key, value, step)
+            self._board.flush()
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def run_logger(run_dir: Path, is_main: bool) -> logging.Logger:

@@ -1,7 +1,10 @@
-"""The real loop under torchrun: ranks are only another way to cut the same batch."""
+"""The real loop under torchrun: ranks, whole models or sharded ones, are only other ways to cut the same batch."""
 
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -49,8 +52,6 @@ def test_a_run_begun_on_one_rank_goes_on_with_two(train_args, tmp_path):
     train(parts, progress=False)
     # As if killed after the checkpoint of step 10.
     (tmp_path / "parts" / "result.json").unlink()
-    import shutil
-
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"{12:010d}")
     dump_args(parts, tmp_path / "parts.yaml")
     result = torchrun(tmp_path / "parts.yaml", 2)
@@ -65,3 +66,68 @@ def test_bad_input_under_torchrun_is_a_message_too(train_args, tmp_path):
     result = torchrun(tmp_path / "bad.yaml", 2, "synth.global_batch_tokens=300")
     assert result.returncode != 0
     assert "error: synth.global_batch_tokens 300 is not a whole number of micro-batches" in result.stderr
+
+
+def cut_back(run_dir, step=10, last=12):
+    """As if killed after the checkpoint of `step`."""
+    (run_dir / "result.json").unlink()
+    shutil.rmtree(run_dir / "checkpoints" / f"{last:010d}")
+
+
+def largest_difference(one, other):
+    first, second = column(one, "loss/mean"), column(other, "loss/mean")
+    assert len(first) == len(second) == 12
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+FULL_SHARD = "distributed.fsdp_type=full_shard"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_ranks", "words"),
+    [
+        (2, [FULL_SHARD]),
+        (2, [FULL_SHARD, "distributed.compile=false", "synth.reshard_after_forward=true", "data.batch_size=2"]),
+        (4, []),
+        (4, [FULL_SHARD, "distributed.dp_shard=2", "data.batch_size=1", "synth.async_checkpoint=true"]),
+        (2, ["distributed.selective_activation_checkpointing=true", "synth.async_checkpoint=true"]),
+    ],
+)
+def test_any_layout_has_the_losses_of_one_process(train_args, tmp_path, num_ranks, words):
+    row = train(train_args(dump_dir=tmp_path / "one"), progress=False)
+    batch = {"data": {"batch_size": 8 // num_ranks}}
+    dump_args(train_args(batch, dump_dir=tmp_path / "many"), tmp_path / "many.yaml")
+    result = torchrun(tmp_path / "many.yaml", num_ranks, *words)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert largest_difference(tmp_path / "one", tmp_path / "many") < 1e-5
+    norms = [column(tmp_path / run, "optim/grad_norm") for run in ("one", "many")]
+    assert max(abs(a - b) for a, b in zip(*norms, strict=True)) < 1e-4
+    other = read_json(tmp_path / "many" / "result.json")
+    assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-5
+
+    # The sharded checkpoint of step 10 goes on in one process, and the other way round.
+    for run in ("one", "many"):
+        cut_back(tmp_path / run)
+    train(train_args(dump_dir=tmp_path / "many"), progress=False)
+    again = torchrun(tmp_path / "many.yaml", num_ranks, *words, f"dump_dir={tmp_path / 'one'}")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert largest_difference(tmp_path / "one", tmp_path / "many") < 1e-5
+
+
+@pytest.mark.slow
+def test_all_ranks_leave_together_when_torchrun_is_told_to(train_args, tmp_path):
+    forever = {"synth": {"tokens": 100_000 * 256, "on_exhaustion": "repeat"}, "checkpoint": {"dump": {"every": 0}}}
+    dump_args(train_args(forever, {"optim": {"scheduler": "constant"}}), tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lingua_synth.train", f"config={tmp_path / 'run.yaml'}", FULL_SHARD]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "no step was logged"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    last = column(tmp_path / "run", "global_step")[-1]
+    assert (tmp_path / "run" / "checkpoints" / f"{last:010d}" / "params.json").is_file()
+    assert "the same command goes on from it" in (tmp_path / "run" / "train.log").read_text()

@@ -1,0 +1,159 @@
+"""What a run writes of itself: a line of metrics per interval, a line per evaluation, and its row of the runs table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from lingua_synth.evaluate import DomainSums, summarize
+from lingua_synth.mixture import MixtureLoader
+from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token
+from lingua_synth.tokens import TokenSource
+from lingua_synth.train.args import TrainArgs
+
+# Dense bf16 peaks in FLOP/s from NVIDIA's data sheets, without sparsity: the denominator of speed/mfu.
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+MFU_FORMULA = f"speed/mfu = speed/wps x FLOPs per token / dense bf16 peak; FLOPs per token = {FLOPS_FORMULA}"
+GIB = 2**30
+
+
+@dataclasses.dataclass
+class Interval:
+    """What happened since the last line, summed over all ranks."""
+
+    steps: int
+    seconds: float
+    data_s: float
+    """Seconds this rank waited for batches."""
+    nats: Any
+    """fp64 [sources]: summed losses of the steps that were kept."""
+    tokens: Any
+    """fp64 [sources]."""
+    lr: float
+    """Of the last step, as the next two."""
+    grad_norm: float
+    last_micro_loss: float
+
+
+def metrics_line(
+    args: TrainArgs, sources: Mapping[str, TokenSource], loader: MixtureLoader, step: int, size: int, seen: Interval
+) -> dict[str, Any]:
+    """One line of metrics.jsonl after `step` steps on `size` ranks: Lingua's keys, and ours beside them."""
+    tokens_per_step = args.data.seq_len * args.data.batch_size * args.grad_acc_steps * size
+    rate = seen.steps * tokens_per_step / seen.seconds / size
+    flops = rate * flops_per_token(args.model, args.data.seq_len)
+    record: dict[str, Any] = {
+        "global_step": step,
+        "acc_step": 0,
+        "speed/wps": rate,
+        "speed/FLOPS": flops,
+        "speed/curr_iter_time": seen.seconds / seen.steps,
+        "speed/data_load_time": seen.data_s / seen.steps,
+        "optim/grad_norm": seen.grad_norm,
+        "optim/lr": seen.lr,
+        "optim/total_tokens": step * tokens_per_step,
+        **_memory(),
+        "loss/out": seen.last_micro_loss,
+        "created_at": datetime.now(UTC).isoformat(),
+    }
+    if seen.tokens.sum():
+        record["loss/mean"] = float(seen.nats.sum() / seen.tokens.sum())
+    if (peak := _peak_flops()) is not None:
+        record["speed/mfu"] = flops / peak
+    accounting = loader.accounting(step * tokens_per_step // args.data.seq_len)
+    for i, name in enumerate(sources):
+        if seen.tokens[i]:
+            record[f"loss/source/{name}"] = float(seen.nats[i] / seen.tokens[i])
+        record[f"data/tokens/{name}"] = int(accounting[name].tokens)
+        record[f"data/epochs/{name}"] = float(accounting[name].epochs)
+    return record
+
+
+def _memory() -> dict[str, float]:
+    """Peaks of this rank's GPU since the last line, under Lingua's names; zeros where there is no GPU."""
+    names = ("max_active_gib", "max_active_pct", "max_reserved_gib", "max_reserved_pct", "num_alloc_retries")
+    values = dict.fromkeys((*names, "num_ooms", "power_draw"), 0.0)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        stats, whole = torch.cuda.memory_stats(), torch.cuda.get_device_properties().total_memory
+        for kind in ("active", "reserved"):
+            peak = stats[f"{kind}_bytes.all.peak"]
+            values[f"max_{kind}_gib"], values[f"max_{kind}_pct"] = peak / GIB, 100 * peak / whole
+        values["num_alloc_retries"], values["num_ooms"] = stats["num_alloc_retries"], stats["num_ooms"]
+        try:
+            values["power_draw"] = torch.cuda.power_draw()  # milliwatts
+        except Exception:  # pynvml is not installed, or the driver does not say
+            values["power_draw"] = 0.0
+        torch.cuda.reset_peak_memory_stats()
+    return {f"memory/{name}": value for name, value in values.items()}
+
+
+def _peak_flops() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+
+
+def validation_line(step: int, sums: Mapping[str, DomainSums]) -> dict[str, Any]:
+    """One line of metrics.validation.jsonl: every domain's sums, loss and bits per byte."""
+    record: dict[str, Any] = {"global_step": step}
+    for name, domain in sums.items():
+        averages = {"nll_per_token": domain.loss, "bits_per_byte": domain.bits_per_byte}
+        record[name] = dataclasses.asdict(domain) | averages
+    return record
+
+
+def result_row(
+    args: TrainArgs,
+    sources: Mapping[str, TokenSource],
+    loader: MixtureLoader,
+    sums: Mapping[str, DomainSums],
+    *,
+    num_tokens: int,
+    num_gpus: int,
+    elapsed_s: float,
+    num_skipped: int,
+    identity_sha256: str,
+) -> dict[str, Any]:
+    """The run's row of the runs table; averages over domains are in it beside each domain's own."""
+    counts = count_parameters(args.model)
+    num_sequences = num_tokens // args.data.seq_len
+    accounting = loader.accounting(num_sequences)
+    mixture = loader.mixture
+    listed = "+".join(f"{name}:{source.ratio}" for name, source in args.synth.sources.items())
+    row: dict[str, Any] = {
+        "run_id": args.name,
+        "mixture": args.synth.mixture or (listed if mixture.is_constant else str(mixture)),
+    }
+    # What was asked for over the whole run: the ratio itself where it is constant.
+    asked = loader.schedule.course.target(num_sequences)
+    row |= {f"ratio_{name}": float(share / num_sequences) for name, share in zip(mixture.names, asked, strict=True)}
+    row |= {
+        "size": args.synth.preset or f"{args.model.dim}x{args.model.n_layers}",
+        "n_non_embedding": counts.non_embedding,
+        "n_lingua": counts.lingua,
+        "n_total": counts.total,
+        "tokens": num_tokens,
+    }
+    for name, source in sources.items():
+        tokens = int(accounting[name].tokens)
+        row[f"tokens_{name}"] = tokens
+        row[f"unique_tokens_{name}"] = min(tokens, source.num_tokens)
+        row[f"epochs_{name}"] = float(accounting[name].epochs)
+    row["seed"] = args.seed
+    if sums:
+        row |= summarize(sums)
+        row |= {f"loss_{name}": domain.loss for name, domain in sums.items()}
+        row |= {f"bpb_{name}": domain.bits_per_byte for name, domain in sums.items()}
+    return row | {
+        "flops": num_tokens * flops_per_token(args.model, args.data.seq_len),
+        "gpu_hours": num_gpus * elapsed_s / 3600,
+        "wall_s": elapsed_s,
+        "skipped_steps": num_skipped,
+        "config_sha256": identity_sha256,
+    }
