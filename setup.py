@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lingua_synth" / "__init__.py").read_text()).group(1)
 
 CORE = ["numpy>=1.26", "scipy>=1.11", "pyarrow>=15", "omegaconf>=2.3", "pyyaml>=6", "tqdm>=4.66"]
-TRAIN = ["torch>=2.6", "tiktoken>=0.7", "sentencepiece>=0.2"]
+TRAIN = ["torch>=2.9", "tiktoken>=0.7", "sentencepiece>=0.2"]
 REPORT = ["matplotlib>=3.8"]
 GENERATE = ["aiohttp>=3.9"]
 EXTRAS = {
@@ -17,6 +17,7 @@ EXTRAS = {
     "report": REPORT,
     "openai": GENERATE,
     "quickstart": TRAIN + REPORT + GENERATE,
+    "tracking": ["tensorboard>=2.15"],
     "vllm": ["vllm>=0.10"],
     "gpu": ["xformers>=0.0.29"],
     # Meta's package, for the tokenizer.model in it. It asks for some 20 MB of small packages that are not needed here:
@@ -30,6 +31,9 @@ EXTRAS["dev"] = sorted(
     {
         *EXTRAS["quickstart"],
         *EXTRAS["formats"],
+        *EXTRAS["tracking"],
+        # Its StatefulDataLoader carries our torch datasets' state.
+        "torchdata>=0.11",
         "pytest>=8",
         "hypothesis>=6.100",
         "ruff>=0.8",

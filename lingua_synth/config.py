@@ -38,6 +38,7 @@ EXTRAS = {
     "vllm": "vllm",
     "zstandard": "formats",
     "fsspec": "formats",
+    "tensorboard": "tracking",
 }
 
 HELP_FLAGS = ("-h", "--help", "help")
