@@ -1,5 +1,7 @@
 """The real loop under torchrun: ranks, whole models or sharded ones, are only other ways to cut the same batch."""
 
+import os
+import random
 import shutil
 import signal
 import subprocess
@@ -131,3 +133,37 @@ def test_all_ranks_leave_together_when_torchrun_is_told_to(train_args, tmp_path)
     last = column(tmp_path / "run", "global_step")[-1]
     assert (tmp_path / "run" / "checkpoints" / f"{last:010d}" / "params.json").is_file()
     assert "the same command goes on from it" in (tmp_path / "run" / "train.log").read_text()
+
+
+@pytest.mark.slow
+def test_killed_with_kill_9_at_some_step_it_goes_on_at_any_world_size(train_args, tmp_path):
+    longer = {"synth": {"tokens": 30 * 256}, "checkpoint": {"dump": {"every": 4, "keep": 2}}}
+    train(train_args(longer, dump_dir=tmp_path / "whole"), progress=False)
+    dump_args(train_args(longer, dump_dir=tmp_path / "killed"), tmp_path / "killed.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lingua_synth.train", f"config={tmp_path / 'killed.yaml'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    at = random.randint(5, 25)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(tmp_path / "killed" / "metrics.jsonl")) < at:
+        assert process.poll() is None and time.monotonic() < deadline, f"step {at} was not reached"
+        time.sleep(0.002)
+    for pid in [*children(process.pid), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    train(train_args(longer, dump_dir=tmp_path / "alone"), progress=False)
+    assert torchrun(tmp_path / "killed.yaml", 2).returncode == 0
+    expected = column(tmp_path / "whole", "loss/mean")
+    for run in ("alone", "killed"):
+        found = column(tmp_path / run, "loss/mean")
+        assert len(found) == 30
+        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 1e-5, f"{run}, killed at {at}"
+
+
+def children(pid):
+    """Processes below `pid`, by ps."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
+    return [child for child, parent in parents.items() if parent == pid]
