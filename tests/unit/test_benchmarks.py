@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("measure", "corpus", "rules", "readers", "loader", "tokenization", "encoders")
+MODULES = ("measure", "corpus", "rules", "readers", "loader", "tokenization", "encoders", "train")
 
 
 @pytest.fixture
@@ -253,3 +253,34 @@ def test_arguments_lose_their_paths(benchmarks):
 
     given = ["--work", "/a/b", "--rounds", "3", "--python", "grain=/c/d"]
     assert public_arguments(given) == ["--work", "...", "--rounds", "3", "--python", "grain=..."]
+
+
+# --- train.py ---
+
+
+def test_the_training_loop_is_measured_beside_a_plain_one(tmp_path):
+    words = ["--work", tmp_path, "--plain", "nano-27k", "--rounds", 1, "--steps", 10, "--out", tmp_path / "page.md"]
+    done = run("train.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "page.md").read_text()
+    assert "| nano-27k, fp32 " in page and "| nano-27k, bf16 " in page and str(tmp_path) not in page
+    assert "waiting for data" in page and "## Goals" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--plain", "nano-1"], "no preset 'nano-1'"), (["--rounds", "0"], "--rounds must be at least 1")],
+)
+def test_a_size_or_number_that_cannot_be_is_refused(words, message):
+    done = run("train.py", *words)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_summary_leaves_the_first_steps_out(benchmarks):
+    from train import _summary
+
+    lines = [{"global_step": s, "speed/wps": 10.0 * s, "memory/max_active_gib": 5.0 - s / 100} for s in (5, 20, 25, 30)]
+    assert _summary(lines) == {"rate": 275.0, "gib": 4.95}
+    for line in lines:
+        line["speed/mfu"] = line["global_step"] / 100
+    assert _summary(lines)["mfu"] == 0.275
