@@ -247,11 +247,11 @@ def main(argv):
             config = json.loads((folder / "config.json").read_text())
             train_on_batches(patch, lingua, config, np.load(folder / f"blocks_{rank}.npy"))
         else:
+            import torch
+
             from lingua_synth.config import run_command
             from lingua_synth.hosts import lingua as host
             from lingua_synth.train.command import main as train
-
-            import torch
 
             patch.setattr(host, "gpu", lambda local_rank: torch.device("cpu"))
             return run_command(train, words)
