@@ -10,14 +10,19 @@ used (the gradient comes back in fp32). In bf16 the norms and the loss still red
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lingua_synth.model.args import ModelArgs, ffn_hidden_dim, validate_model_args
-from lingua_synth.model.loss import token_nll
+from lingua_synth.model.args import ModelArgs, ffn_hidden_dim, head_dim, validate_model_args
+from lingua_synth.model.attention import KVCache, attend, attend_sdpa, build_mask, validate_attention
+from lingua_synth.model.loss import CHUNK_TOKENS, token_nll, validate_loss
+from lingua_synth.model.rotary import rotary_table, rotate
 
-EXPLICIT_ATTENTION_UP_TO = 256
+__all__ = ["Attention", "Block", "FeedForward", "KVCache", "Transformer", "build_model"]
 
 
 class Linear(nn.Linear):
@@ -54,90 +59,33 @@ class RMSNorm(nn.Module):
         return (normed * self.weight.float()).to(x.dtype)
 
 
-def rotary_table(head_dim: int, length: int, theta: float) -> torch.Tensor:
-    """Unit complex numbers exp(i t theta^(-2k/head_dim)) for position t and pair k: complex64 [length, head_dim /
-    2]."""
-    frequencies = 1.0 / (theta ** (torch.arange(0, head_dim, 2)[: head_dim // 2].float() / head_dim))
-    angles = torch.outer(torch.arange(length), frequencies).float()
-    return torch.polar(torch.ones_like(angles), angles)
-
-
-def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate neighbouring pairs (x[2k], x[2k+1]) of x [B, T, H, C] by `table` [T, C/2]; computed in fp32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table[:, None, :]).flatten(-2).to(x.dtype)
-
-
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool) -> torch.Tensor:
-    """Softmax attention of queries [B, H, T, C] over keys and values [B, K, S, C]; K divides H.
-
-    `causal` needs T = S. PyTorch's fused kernel, but plain products on the CPU where those are faster: for short
-    training sequences (bf16, T 128, C 32, forward and backward: 2.3 ms against 7.8 ms), and for the one query of a
-    sampling step (256 rows of a nano model: 6.9 ms a step against 8.4 ms).
-    """
-    length, on_cpu = queries.shape[2], queries.device.type == "cpu"
-    trains_short = causal and length <= EXPLICIT_ATTENTION_UP_TO and queries.requires_grad
-    if not on_cpu or not (trains_short or length == 1):
-        return F.scaled_dot_product_attention(
-            queries, keys, values, is_causal=causal, enable_gqa=keys.shape[1] != queries.shape[1]
-        )
-    groups = queries.shape[1] // keys.shape[1]
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
-    scores = ((queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)).float()
-    if length > 1:
-        # An added mask, not masked_fill: the gradient of a sum is free.
-        scores = scores + torch.full((length, length), float("-inf")).triu(1)
-    return scores.softmax(-1).to(values.dtype) @ values
-
-
-class KVCache:
-    """Keys and values of the tokens already read, for sampling: per layer [B, K, max_len, C]."""
-
-    def __init__(self, args: ModelArgs, batch_size: int, max_len: int, device: str | torch.device, dtype: torch.dtype):
-        shape = (batch_size, args.n_kv_heads or args.n_heads, max_len, args.dim // args.n_heads)
-        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
-        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(args.n_layers)]
-
-    def update(
-        self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store keys and values [B, K, T, C] at positions start..start+T; return all positions up to there."""
-        end = start + keys.shape[2]
-        self.keys[layer][:, :, start:end] = keys
-        self.values[layer][:, :, start:end] = values
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
-
-    def compact(self, keep_rows: torch.Tensor) -> None:
-        """Keep only the rows whose indices are given, in that order."""
-        self.keys = [keys[keep_rows] for keys in self.keys]
-        self.values = [values[keep_rows] for values in self.values]
-
-
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; K < H shares each key/value head among H/K query heads."""
 
-    def __init__(self, args: ModelArgs, layer: int):
+    def __init__(self, args: ModelArgs, layer: int, backend: str):
         super().__init__()
         self.layer = layer
+        self.backend = backend
         self.n_heads = args.n_heads
         self.n_kv_heads = args.n_kv_heads or args.n_heads
-        self.head_dim = args.dim // args.n_heads
+        self.head_dim = head_dim(args)
         self.wq = Linear(args.dim, self.n_heads * self.head_dim)
         self.wk = Linear(args.dim, self.n_kv_heads * self.head_dim)
         self.wv = Linear(args.dim, self.n_kv_heads * self.head_dim)
         self.wo = Linear(self.n_heads * self.head_dim, args.dim)
 
-    def forward(self, x: torch.Tensor, table: torch.Tensor, cache: KVCache | None, start: int) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, mask: Any = None, cache: KVCache | None = None, start: int = 0
+    ) -> torch.Tensor:
         queries = rotate(self.wq(x).unflatten(-1, (self.n_heads, self.head_dim)), table).transpose(1, 2)
         keys = rotate(self.wk(x).unflatten(-1, (self.n_kv_heads, self.head_dim)), table).transpose(1, 2)
         values = self.wv(x).unflatten(-1, (self.n_kv_heads, self.head_dim)).transpose(1, 2)
-        causal = True
-        if cache is not None:
+        if cache is None:
+            attended = attend(queries, keys, values, mask, self.backend)
+        else:
             assert start == 0 or x.shape[1] == 1, "a cache is filled from 0 with a prompt, then token by token"
             keys, values = cache.update(self.layer, start, keys, values)
-            causal = start == 0
-        attended = attend(queries, keys, values, causal)
+            attended = attend_sdpa(queries, keys, values, causal=start == 0)
         return self.wo(attended.transpose(1, 2).flatten(-2))
 
 
@@ -156,24 +104,31 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; a unit of compilation (`block.compile()`) and of sharding."""
 
-    def __init__(self, args: ModelArgs, layer: int):
+    def __init__(self, args: ModelArgs, layer: int, attention: str = "sdpa"):
         super().__init__()
-        self.attention = Attention(args, layer)
+        self.attention = Attention(args, layer, attention)
         self.feed_forward = FeedForward(args)
         self.attention_norm = RMSNorm(args.dim, args.norm_eps)
         self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
 
-    def forward(self, x: torch.Tensor, table: torch.Tensor, cache: KVCache | None, start: int) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x), table, cache, start)
+    def forward(
+        self, x: torch.Tensor, table: torch.Tensor, mask: Any = None, cache: KVCache | None = None, start: int = 0
+    ) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), table, mask, cache, start)
         return x + self.feed_forward(self.ffn_norm(x))
 
 
 class Transformer(nn.Module):
     """The language model. `forward` gives per-token losses with labels, logits without.
 
-    Constructed with its memory as it comes: `init_weights` or a checkpoint fills it (`build_model` does both steps).
+    Constructed with its memory as it comes, also on the meta device: `init_weights` fills everything, or
+    `init_buffers` and a checkpoint do (`build_model` does the first). In between it may be sharded (FSDP2, every block
+    and then the whole) and given memory by `to_empty`.
+
+    `attention`: one of ATTENTION_BACKENDS; `loss`: one of LOSS_BACKENDS, or "auto". They change speed and memory, not
+    the model.
     """
 
     table: torch.Tensor
@@ -183,30 +138,50 @@ class Transformer(nn.Module):
         args: ModelArgs,
         compute_dtype: torch.dtype = torch.float32,
         *,
-        attention="sdpa",
-        loss="auto",
-        loss_chunk_tokens=1024,
+        attention: str = "sdpa",
+        loss: str = "auto",
+        loss_chunk_tokens: int = CHUNK_TOKENS,
     ):
         super().__init__()
         validate_model_args(args)
+        validate_attention(attention)
+        validate_loss(loss, loss_chunk_tokens)
         self.args = args
         self.compute_dtype = compute_dtype
+        self.attention = attention
+        self.loss, self.loss_chunk_tokens = loss, loss_chunk_tokens
         self.tok_embeddings = Embedding(args.vocab_size, args.dim)
-        self.layers = nn.ModuleList(Block(args, layer) for layer in range(args.n_layers))
+        self.layers = nn.ModuleList(Block(args, layer, attention) for layer in range(args.n_layers))
         self.norm = RMSNorm(args.dim, args.norm_eps)
         self.output = Linear(args.dim, args.vocab_size)
         if args.weight_tying:
             self.output.weight = self.tok_embeddings.weight
-        table = rotary_table(args.dim // args.n_heads, args.max_seqlen, args.rope_theta)
-        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("table", torch.empty(args.max_seqlen, head_dim(args) // 2, 2), persistent=False)
+        self.init_buffers()
 
-    def hidden(self, tokens: torch.Tensor, cache: KVCache | None = None, start: int = 0) -> torch.Tensor:
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        # Leaving the meta device makes new parameters, module by module: a tied matrix would become two.
+        super()._apply(fn, recurse)
+        if self.args.weight_tying:
+            self.output.weight = self.tok_embeddings.weight
+        return self
+
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        cache: KVCache | None = None,
+        start: int = 0,
+        document: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Final hidden states [B, T, D] of tokens [B, T] that stand at positions start..start+T."""
-        end = start + tokens.shape[1]
+        rows, length = tokens.shape
+        end = start + length
         assert end <= self.args.max_seqlen, f"position {end} is past max_seqlen {self.args.max_seqlen}"
+        assert cache is None or document is None, "a cache holds one document per row"
+        mask = None if cache is not None else build_mask(self.attention, document, rows, length, tokens.device)
         x = self.tok_embeddings(tokens).to(self.compute_dtype)
         for layer in self.layers:
-            x = layer(x, self.table[start:end], cache, start)
+            x = layer(x, self.table[start:end], mask, cache, start)
         return self.norm(x)
 
     def forward(
@@ -215,68 +190,87 @@ class Transformer(nn.Module):
         labels: torch.Tensor | None = None,
         cache: KVCache | None = None,
         start: int = 0,
-        document=None,
+        document: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Losses in nats, fp32 [B, T], of `labels` (int64); or logits [B, T, V] in the compute type when there are
-        none."""
-        hidden = self.hidden(tokens, cache, start)
+        """Losses in nats, fp32 [B, T], of `labels` (-100: 0, and no gradient); or logits [B, T, V] in the compute type
+        when there are none.
+
+        `document` [B, T]: the document of each token inside its sequence, never decreasing. Attention then stays
+        inside documents; positions still run over the whole sequence, which rotary attention cannot see: it knows
+        distances alone. Without it every token sees all before it, across documents, as Meta Lingua's training does.
+        """
+        hidden = self.hidden(tokens, cache, start, document)
         if labels is None:
             return self.output(hidden)
-        return token_nll(hidden, self.output.weight, labels)
+        return token_nll(hidden, self.output.weight, labels, backend=self.loss, chunk_tokens=self.loss_chunk_tokens)
 
-    def init_buffers(self):
-        a = self.args
-        self.table.copy_(rotary_table(a.dim // a.n_heads, a.max_seqlen, a.rope_theta))
+    @torch.no_grad()
+    def init_buffers(self) -> None:
+        """Compute the rotary table, on whatever device the model is: after `to_empty`, before a checkpoint is read."""
+        if not self.table.is_meta:
+            self.table.copy_(rotary_table(self.args))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw all weights from `seed` in Lingua's order: embedding, output, then block by block.
+        """Fill every parameter and buffer; weights are drawn from `seed` in Lingua's order: embedding, output, then
+        block by block.
 
         Normal, cut at three standard deviations; 1/sqrt(dim), and 1/sqrt(hidden) for the second feed-forward matrix,
-        unless `init_base_std` is set. Leaves the global random state as it was.
+        unless `init_base_std` is set; norms are 1. The numbers are drawn on the CPU, matrix by matrix, whatever holds
+        the parameters: one device or shards on many (all ranks call it) get the same ones. No global random state is
+        read or changed.
         """
         args = self.args
         self.init_buffers()
-        for m in self.modules():
-            if isinstance(m, RMSNorm):
-                m.weight.fill_(1.0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _draw(self.tok_embeddings.weight, args.init_base_std or args.dim**-0.5)
-            if not args.weight_tying:
-                _draw(self.output.weight, args.init_base_std or args.dim**-0.5)
-            for depth, block in enumerate(self.layers):
-                assert isinstance(block, Block), "layers hold blocks"
-                factor = {
-                    "disabled": 1.0,
-                    "global_depth": (2 * (args.n_layers + 1)) ** 0.5,
-                    "current_depth": (2 * (depth + 1)) ** 0.5,
-                    "dim_ratio": args.dim / 4096,
-                }[args.init_std_factor]
-                in_std = args.init_base_std or args.dim**-0.5
-                out_std = args.init_base_std or ffn_hidden_dim(args) ** -0.5
-                for weight in (block.attention.wq, block.attention.wk, block.attention.wv):
-                    _draw(weight.weight, in_std)
-                # Lingua cuts this one at three of the undivided standard deviation.
-                _draw(block.attention.wo.weight, in_std / factor, cut=3 * in_std)
-                _draw(block.feed_forward.w1.weight, in_std)
-                _draw(block.feed_forward.w3.weight, in_std)
-                _draw(block.feed_forward.w2.weight, out_std / factor)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        generator = torch.Generator().manual_seed(seed)
+        in_std = args.init_base_std or args.dim**-0.5
+        out_std = args.init_base_std or ffn_hidden_dim(args) ** -0.5
+        _draw(self.tok_embeddings.weight, generator, in_std)
+        if not args.weight_tying:
+            _draw(self.output.weight, generator, in_std)
+        for depth, block in enumerate(self.layers):
+            assert isinstance(block, Block), "layers hold blocks"
+            factor = {
+                "disabled": 1.0,
+                "global_depth": (2 * (args.n_layers + 1)) ** 0.5,
+                "current_depth": (2 * (depth + 1)) ** 0.5,
+                "dim_ratio": args.dim / 4096,
+            }[args.init_std_factor]
+            attention, feed_forward = block.attention, block.feed_forward
+            for weight in (attention.wq, attention.wk, attention.wv):
+                _draw(weight.weight, generator, in_std)
+            # Lingua cuts this one at three of the undivided standard deviation.
+            _draw(attention.wo.weight, generator, in_std / factor, cut=3 * in_std)
+            _draw(feed_forward.w1.weight, generator, in_std)
+            _draw(feed_forward.w3.weight, generator, in_std)
+            _draw(feed_forward.w2.weight, generator, out_std / factor)
 
 
-def _draw(weight: torch.Tensor, std: float, cut: float | None = None) -> None:
+def _draw(weight: torch.Tensor, generator: torch.Generator, std: float, cut: float | None = None) -> None:
+    """Fill `weight` with normal numbers of the CPU's generator, cut at `cut` (three standard deviations)."""
     cut = 3 * std if cut is None else cut
-    full = torch.empty(weight.shape)
-    nn.init.trunc_normal_(full, mean=0.0, std=std, a=-cut, b=cut)
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
+    sharded = isinstance(weight, DTensor)
+    whole = torch.empty(weight.shape, dtype=weight.dtype, device="cpu") if sharded or not weight.is_cpu else weight
+    nn.init.trunc_normal_(whole, mean=0.0, std=std, a=-cut, b=cut, generator=generator)
     if isinstance(weight, DTensor):
-        full = distribute_tensor(full.to(weight.device), weight.device_mesh, weight.placements)
-    weight.copy_(full)
+        # Every rank drew the whole matrix (random numbers of a sharded one differ by layout, and on the CPU repeat on
+        # every rank); each keeps its own part of it, without a message.
+        part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.to_local().copy_(part.to_local())
+    elif whole is not weight:
+        weight.copy_(whole)
 
 
-def build_model(args: ModelArgs, *, seed: int, compute_dtype: torch.dtype = torch.float32) -> Transformer:
-    """Build and initialize the model of `args` on the CPU. ValueError if the fields do not make a model."""
-    model = Transformer(args, compute_dtype)
+def build_model(
+    args: ModelArgs, *, seed: int, compute_dtype: torch.dtype = torch.float32, **options: Any
+) -> Transformer:
+    """Build and initialize the model of `args` on the CPU; `options` as `Transformer` takes them.
+
+    ValueError if the fields do not make a model.
+    """
+    model = Transformer(args, compute_dtype, **options)
     model.init_weights(seed)
     return model
