@@ -18,4 +18,9 @@ class Document:
 
 def document_id(text: str) -> str:
     """The id of a document that came without one: the first 16 hexadecimal digits of SHA-256 of its UTF-8 text."""
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+    return utf8_document_id(text.encode("utf-8"))
+
+
+def utf8_document_id(text: bytes) -> str:
+    """`document_id` of a text that is UTF-8 already."""
+    return hashlib.sha256(text).hexdigest()[:16]

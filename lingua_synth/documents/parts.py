@@ -7,8 +7,9 @@ groups of a .parquet. The parts of a file hold each of its lines once, in order.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import IO
 
@@ -20,9 +21,9 @@ from lingua_synth.documents.reading import (
     batch_rows,
     decompressed,
     open_parquet,
-    parse_id_and_text,
+    parse_id_and_utf8,
     readable,
-    row_id_and_text,
+    row_id_and_utf8,
 )
 
 BUFFER_BYTES = 1 << 20
@@ -76,13 +77,22 @@ def _parquet_parts(file: str, size: int, group_bytes: Sequence[int], count: int)
     return parts if len(parts) > 1 else [FilePart(file, size)]
 
 
-class TextReader:
-    """Iterates over one part: `(line, place, found)`, where `found` is `(id, text)`, or the BadLine that says why not.
+@dataclass
+class TextBatch:
+    """Some lines in the order of the file: of each document its id, text and place, and the lines that are none."""
 
-    `line` counts from 1 within the part (rows in parquet). `place` names the line in its file however the file is
-    cut or compressed: the offset of its first byte in the uncompressed text, or the number of its row from 0.
-    Raises ValueError, naming the file, when it is damaged.
-    """
+    ids: list[str] = field(default_factory=list)
+    texts: list[bytes] = field(default_factory=list)
+    """UTF-8."""
+    places: list[int] = field(default_factory=list)
+    """What names a document in its file however the file is cut or compressed: the offset of the first byte of its line
+    in the uncompressed text, or the number of its row from 0."""
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    """(line, reason) of what is no document; lines count from 1 within the part (rows in parquet)."""
+
+
+class TextReader:
+    """One part, in batches. Raises ValueError, naming the file, when it is damaged."""
 
     def __init__(self, part: FilePart) -> None:
         self.part = part
@@ -98,11 +108,13 @@ class TextReader:
             return min(self._raw.tell(), self.part.num_bytes)
         return int(self._share * self.part.num_bytes)
 
-    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+    def batches(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
+        """The part, in batches that end behind `max_lines` lines or the text that makes `max_bytes` full."""
         with readable(self.part.file):
-            yield from self._rows() if self.part.file.endswith(".parquet") else self._lines()
+            read = self._rows if self.part.file.endswith(".parquet") else self._lines
+            yield from read(max_lines, max_bytes)
 
-    def _lines(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+    def _lines(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
         start, stop = self.part.start, self.part.stop
         with _open_buffered(self.part.file) as raw:
             place = 0
@@ -111,45 +123,72 @@ class TextReader:
                 place = start - 1 + len(raw.readline())
             if start == 0 and stop is None:
                 self._raw = raw
+            end = stop if stop is not None else sys.maxsize
+            batch = TextBatch()
+            num_lines = num_bytes = 0
             with decompressed(raw, self.part.file) as lines:
                 for line in lines:
-                    if stop is not None:
-                        if place >= stop:
-                            break
-                        self._share = (place - start) / (stop - start)
-                    self.num_lines += 1
+                    if place >= end:
+                        break
+                    num_lines += 1
                     length = len(line)
                     if place == 0:
                         line = line.removeprefix(b"\xef\xbb\xbf")
-                    found: tuple[str, str] | BadLine
                     try:
-                        found = parse_id_and_text(line)
+                        identity, text = parse_id_and_utf8(line)
                     except BadLine as bad:
-                        found = bad
-                    yield self.num_lines, place, found
+                        batch.bad.append((self.num_lines + num_lines, str(bad)))
+                    else:
+                        batch.ids.append(identity)
+                        batch.texts.append(text)
+                        batch.places.append(place)
+                        num_bytes += len(text)
                     place += length
+                    if num_lines >= max_lines or num_bytes >= max_bytes:
+                        self.num_lines += num_lines
+                        if stop is not None:
+                            self._share = min((place - start) / (stop - start), 1.0)
+                        yield batch
+                        batch = TextBatch()
+                        num_lines = num_bytes = 0
             self._raw, self._share = None, 1.0
+            self.num_lines += num_lines
+            if num_lines:
+                yield batch
 
-    def _rows(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+    def _rows(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
         with open_parquet(self.part.file) as table:
             metadata = table.metadata
             groups = range(self.part.start, metadata.num_row_groups if self.part.stop is None else self.part.stop)
             first = sum(metadata.row_group(i).num_rows for i in range(self.part.start))
             num_rows = sum(metadata.row_group(i).num_rows for i in groups)
-            text = next(key for key in TEXT_KEYS if key in table.schema_arrow.names)
-            columns = [text] + ["id"] * ("id" in table.schema_arrow.names)
+            text_key = next(key for key in TEXT_KEYS if key in table.schema_arrow.names)
+            columns = [text_key] + ["id"] * ("id" in table.schema_arrow.names)
             if not num_rows:
                 return
-            for batch in table.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
-                for row in batch_rows(batch):
+            batch = TextBatch()
+            num_lines = num_bytes = 0
+            for rows in table.iter_batches(PARQUET_BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+                for row in batch_rows(rows):
                     self.num_lines += 1
-                    self._share = self.num_lines / num_rows
-                    found: tuple[str, str] | BadLine
+                    num_lines += 1
                     try:
-                        found = row_id_and_text(row)
+                        identity, text = row_id_and_utf8(row)
                     except BadLine as bad:
-                        found = bad
-                    yield self.num_lines, first + self.num_lines - 1, found
+                        batch.bad.append((self.num_lines, str(bad)))
+                    else:
+                        batch.ids.append(identity)
+                        batch.texts.append(text)
+                        batch.places.append(first + self.num_lines - 1)
+                        num_bytes += len(text)
+                    if num_lines >= max_lines or num_bytes >= max_bytes:
+                        self._share = self.num_lines / num_rows
+                        yield batch
+                        batch = TextBatch()
+                        num_lines = num_bytes = 0
+            self._share = 1.0
+            if num_lines:
+                yield batch
 
 
 def _open_buffered(file: str) -> IO[bytes]:

@@ -9,7 +9,8 @@ it returns is taken on trust:
 2. The two carry different versions of the Unicode tables. Characters that they class differently are found by trying
    them (gigatoken 0.10.0 and tiktoken 0.14.0: the 4,657 letters and numbers that Unicode 17 added), and texts that
    hold one go to tiktoken.
-3. Before the first use, its ids are compared with tiktoken's on a fixed set of hard texts and on the first documents.
+3. Before the first use, its ids are compared with tiktoken's on a fixed set of hard texts, and then on the first
+   documents, before any of their ids is used.
 4. In use, the tokens of every batch must spell as many bytes as its text, and one text in `CHECK_EVERY` is compared
    again.
 
@@ -36,8 +37,8 @@ import numpy.typing as npt
 VERSION = "0.10.0"
 # One text in so many is encoded by tiktoken too; at a twentieth of the speed that is 1 % of the time.
 CHECK_EVERY = 2048
-# Real text compared before the first use.
-SAMPLE_CHARS = 500_000
+# Real text, in bytes, that both encode before one in so many is enough.
+SAMPLE_BYTES = 500_000
 # Two neighbouring versions of Unicode differ by some 5,000 characters.
 MAX_EXCLUDED = 20_000
 
@@ -53,37 +54,34 @@ class VerifiedBPE:
     """gigatoken over the ranks of a tiktoken vocabulary, with ids equal to those of `reference`.
 
     `ranks` maps the bytes of each token to its id, `pattern` splits the text before merging, `reference` encodes
-    texts with tiktoken; `sample` is real text to compare on. Raises FastPathUnavailable when gigatoken is missing, of
-    another version, fails, or differs.
+    texts with tiktoken. Raises FastPathUnavailable when gigatoken is missing, of another version, fails, or differs.
     """
 
-    def __init__(
-        self,
-        ranks: Mapping[bytes, int],
-        pattern: str,
-        reference: Callable[[Sequence[str]], FlatIds],
-        sample: Sequence[str] = (),
-    ) -> None:
-        self._reference = reference
+    def __init__(self, ranks: Mapping[bytes, int], pattern: str, reference: Callable[[Sequence[str]], FlatIds]) -> None:
+        self._reference_of_str = reference
         self._encode_native = _load_gigatoken(ranks, pattern)
-        self._token_bytes = np.zeros(len(ranks), dtype=np.int64)
-        for token, rank in ranks.items():
-            self._token_bytes[rank] = len(token)
+        longest = max(map(len, ranks))
+        self._token_bytes = np.zeros(len(ranks), dtype=np.uint8 if longest < 256 else np.int64)
+        self._token_bytes[list(ranks.values())] = list(map(len, ranks))
         self._num_texts = 0
+        self._sample_left = SAMPLE_BYTES
         self._excluded = _any_of(differing_characters(pattern))
-        self._refuse_difference([*hard_texts(), *sample])
+        self._refuse_difference([text.encode("utf-8") for text in hard_texts()])
 
-    def encode(self, texts: Sequence[str]) -> FlatIds:
-        """Ids of `texts`: uint32 `[total]` and int64 `[len(texts)]`.
+    def encode(self, texts: Sequence[bytes]) -> FlatIds:
+        """Ids of `texts`, which are UTF-8: uint32 `[total]` and int64 `[len(texts)]`.
 
-        Raises FastPathUnavailable when gigatoken fails on these texts (nothing is lost: encode them with tiktoken), and
-        ValueError when its ids are wrong.
+        Raises FastPathUnavailable when gigatoken fails on these texts, or differs on the first `SAMPLE_BYTES` (nothing
+        is lost: encode them with tiktoken), and ValueError when its ids turn out to be wrong later.
         """
+        if self._sample_left > 0:
+            self._compare_sample(texts)
         if self._excluded and (slow := [i for i, text in enumerate(texts) if self._is_excluded(text)]):
             return self._encode_around(texts, slow)
         ids, lengths = self._encode_native(texts)
-        num_bytes = sum(len(text) if text.isascii() else len(text.encode("utf-8")) for text in texts)
-        if len(lengths) != len(texts) or int(self._token_bytes[ids].sum()) != num_bytes:
+        num_bytes = sum(map(len, texts))
+        # `take` refuses an id outside the vocabulary, and needs a third of the time of `[ids]`.
+        if len(lengths) != len(texts) or int(self._token_bytes.take(ids).sum(dtype=np.int64)) != num_bytes:
             raise ValueError(_stop("the tokens of a batch do not spell its text"))
         for i in range(-self._num_texts % CHECK_EVERY, len(texts), CHECK_EVERY):
             begin = int(lengths[:i].sum())
@@ -92,7 +90,19 @@ class VerifiedBPE:
         self._num_texts += len(texts)
         return ids, lengths
 
-    def _encode_around(self, texts: Sequence[str], slow: list[int]) -> FlatIds:
+    def _reference(self, texts: Sequence[bytes]) -> FlatIds:
+        return self._reference_of_str([text.decode("utf-8") for text in texts])
+
+    def _compare_sample(self, texts: Sequence[bytes]) -> None:
+        sample = []
+        for text in texts:
+            if self._sample_left <= 0:
+                break
+            sample.append(text)
+            self._sample_left -= len(text)
+        self._refuse_difference(sample)
+
+    def _encode_around(self, texts: Sequence[bytes], slow: list[int]) -> FlatIds:
         is_slow = np.zeros(len(texts), dtype=bool)
         is_slow[slow] = True
         lengths = np.zeros(len(texts), dtype=np.int64)
@@ -105,14 +115,13 @@ class VerifiedBPE:
         ids[from_slow], ids[~from_slow] = slow_ids, fast_ids
         return ids, lengths
 
-    def _is_excluded(self, text: str) -> bool:
-        if not self._excluded or text.isascii():
+    def _is_excluded(self, text: bytes) -> bool:
+        if text.isascii():
             return False
-        data = text.encode("utf-8")
         # The first byte alone is found, or not, at the speed of memory.
-        return any(lead in data and found.search(data) for lead, found in self._excluded.items())
+        return any(lead in text and found.search(text) is not None for lead, found in self._excluded.items())
 
-    def _refuse_difference(self, texts: Sequence[str]) -> None:
+    def _refuse_difference(self, texts: Sequence[bytes]) -> None:
         texts = [text for text in texts if not self._is_excluded(text)]
         if differing := _differing(self._encode_native(texts), self._reference(texts)):
             raise FastPathUnavailable(
@@ -131,7 +140,7 @@ def refuse_other_version() -> None:
         raise FastPathUnavailable(f"gigatoken is {found}, checked was {VERSION} (pip install gigatoken=={VERSION})")
 
 
-def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Sequence[str]], FlatIds]:
+def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Sequence[bytes]], FlatIds]:
     refuse_other_version()
 
     def load() -> Any:
@@ -141,7 +150,7 @@ def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Seque
 
     tokenizer = _guarded(load)
 
-    def encode(texts: Sequence[str]) -> FlatIds:
+    def encode(texts: Sequence[bytes]) -> FlatIds:
         # The buffers of the result, because walking its rows costs more than encoding did.
         rows = _guarded(lambda: tokenizer.encode_batch(list(texts), parallel=False).layout)
         return _guarded(lambda: (np.asarray(rows.content.data), np.diff(np.asarray(rows.offsets.data))))
@@ -165,18 +174,12 @@ def tokenizer_json(ranks: Mapping[bytes, int], pattern: str) -> bytes:
     Merges are in the order of the token they make, then of their parts. Llama 3's 128,000 ranks give 280,147.
     """
     alphabet = _byte_alphabet()
-    vocabulary = {
-        token.decode("latin-1").translate(alphabet): rank for token, rank in sorted(ranks.items(), key=lambda it: it[1])
-    }
-    merges = []
-    for token in vocabulary:
-        splits = [
-            (left, right, i)
-            for i in range(1, len(token))
-            if (right := vocabulary.get(token[i:])) is not None and (left := vocabulary.get(token[:i])) is not None
-        ]
-        # As one text each, which is unambiguous because the alphabet has no space, and half the work to write and read.
-        merges += [f"{token[:i]} {token[i:]}" for _, _, i in (sorted(splits) if len(splits) > 1 else splits)]
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    words = [token.decode("latin-1").translate(alphabet) for token in tokens]
+    lefts, rights = _splits(tokens)
+    # As one text each, which is unambiguous because the alphabet has no space, and half the work to write and read.
+    merges = [f"{words[left]} {words[right]}" for left, right in zip(lefts.tolist(), rights.tolist(), strict=True)]
+    vocabulary = {word: ranks[token] for word, token in zip(words, tokens, strict=True)}
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     model = {"type": "BPE", "ignore_merges": True, "vocab": vocabulary, "merges": merges}
@@ -190,6 +193,55 @@ def tokenizer_json(ranks: Mapping[bytes, int], pattern: str) -> bytes:
         "model": model,
     }
     return json.dumps(content, ensure_ascii=False).encode("utf-8")
+
+
+def _splits(tokens: Sequence[bytes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(left, right), indices into `tokens`, of every split of a token into two, by the token's index, then by theirs.
+
+    A split is where a token that begins this one meets one that ends it. Both kinds are chains (the longest
+    beginning, the longest beginning of that, ...), so no half is looked up that is no token: a third of the time.
+    """
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+
+    def chains(parents: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(token, part of it) for all in the chain of each token."""
+        found, whole, part = [], np.arange(len(parents)), parents
+        while len(whole):
+            whole, part = whole[part >= 0], part[part >= 0]
+            found.append((whole, part))
+            part = parents[part]
+        return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
+
+    whole, left = chains(_longest_beginnings(tokens))
+    other_whole, right = chains(_longest_beginnings([token[::-1] for token in tokens]))
+    stride = int(lengths.max()) + 1
+    _, of_left, of_right = np.intersect1d(
+        whole * stride + lengths[left],
+        other_whole * stride + lengths[other_whole] - lengths[right],
+        assume_unique=True,
+        return_indices=True,
+    )
+    whole, left, right = whole[of_left], left[of_left], right[of_right]
+    order = np.lexsort((right, left, whole))
+    return left[order], right[order]
+
+
+def _longest_beginnings(tokens: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    """Of each token, the index of the longest other token that it begins with, or -1."""
+    found = np.full(len(tokens), -1, dtype=np.int64)
+    # In the order of the alphabet, the tokens that begin one of them stand before it, as a chain.
+    chain: list[bytes] = []
+    indices: list[int] = []
+    for i in sorted(range(len(tokens)), key=tokens.__getitem__):
+        token = tokens[i]
+        while chain and not token.startswith(chain[-1]):
+            chain.pop()
+            indices.pop()
+        if chain:
+            found[i] = indices[-1]
+        chain.append(token)
+        indices.append(i)
+    return found
 
 
 def _byte_alphabet() -> dict[int, int]:
@@ -221,7 +273,7 @@ def differing_characters(pattern: str) -> list[str]:
         ids = [slow.encode_ordinary(text) for text in texts]
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         reference = np.fromiter(chain.from_iterable(ids), np.uint32, int(lengths.sum())), lengths
-        return [groups[i] for i in _differing(fast(texts), reference)]
+        return [groups[i] for i in _differing(fast([text.encode("utf-8") for text in texts]), reference)]
 
     blocks: dict[int, list[str]] = {}
     for char in _characters():
@@ -312,5 +364,6 @@ def _stop(reason: str) -> str:
     )
 
 
-def _shown(text: str) -> str:
+def _shown(data: bytes) -> str:
+    text = data.decode("utf-8")
     return ascii(text[:60]) + (f"... ({len(text):,} characters)" if len(text) > 60 else "")

@@ -160,7 +160,7 @@ def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Rep
     np.cumsum(lengths[order], out=offsets[1:])
     starts = np.empty(len(keys), dtype=np.int64)
     starts[order] = offsets[:-1]
-    tokens = np.empty(offsets[-1], dtype=task.tokenizer.dtype)
+    tokens = task.scratch.take(int(offsets[-1]), task.tokenizer.dtype)
     first, done = 0, Progress()
     for piece in pieces:
         of_piece = starts[first : first + len(piece.keys)]

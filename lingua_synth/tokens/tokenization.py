@@ -504,7 +504,7 @@ def _is_same_input(
     if files is not None:
         return are_same_files(files, inputs.get("files") or [])
     reader = ObjectReader(_objects(documents))
-    for _ in reader:
+    for _ in reader.batches(SIZES.batch_lines, SIZES.batch_bytes):
         pass
     return inputs.get("documents_sha256") == reader.sha256.hexdigest()
 

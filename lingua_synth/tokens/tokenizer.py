@@ -8,14 +8,12 @@ read and run side by side) are what lets its checkpoints and ours share data.
 from __future__ import annotations
 
 import abc
-import base64
 import binascii
 import os
 import warnings
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from itertools import accumulate, chain, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import sha256_bytes, sha256_json, what_is_there
-from lingua_synth.tokens.fast_bpe import SAMPLE_CHARS, FastPathUnavailable, VerifiedBPE, refuse_other_version
+from lingua_synth.tokens.fast_bpe import FastPathUnavailable, VerifiedBPE, refuse_other_version
 from lingua_synth.tokens.llama3 import find_llama3_ranks
 
 TOKENIZERS = ("bytes", "sp", "tiktoken")
@@ -72,6 +70,10 @@ class Tokenizer(abc.ABC):
         encoded = [self._encode(text) for text in texts]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return np.fromiter(chain.from_iterable(encoded), self.dtype, int(lengths.sum())), lengths
+
+    def encode_utf8(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """`encode_flat` of texts that are UTF-8 already, which is how they come from files."""
+        return self.encode_flat([text.decode("utf-8") for text in texts])
 
     def validate_specials(self, add_bos: bool, add_eos: bool) -> None:
         """ValueError when a special token is asked for that the vocabulary does not have."""
@@ -214,9 +216,9 @@ LINGUA_SPECIAL_TOKENS = {
 NUM_SPECIAL_TOKENS = 256
 # Lingua cuts there before encoding; ids around a cut differ from those of the uncut text.
 MAX_ENCODE_CHARS = 400_000
-# Starting and checking gigatoken takes as long (1.3 s) as tiktoken needs for some 30 million characters. Whoever knows
-# that more are to come calls `prepare`; otherwise they are guessed to come once half of them have.
-FAST_AFTER_CHARS = 16_000_000
+# Starting and checking gigatoken takes as long (1.3 s) as tiktoken needs for some 30 MB of text. Whoever knows
+# that more is to come calls `prepare`; otherwise it is guessed to come once half of it has.
+FAST_AFTER_BYTES = 16_000_000
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -225,7 +227,7 @@ class TiktokenTokenizer(Tokenizer):
     With Llama 3's file: 128,256 words, BOS 128000, EOS 128001. The file is read here and not by tiktoken's own
     loader, which keeps a copy under the path's name and would go on using it after the file has changed.
 
-    Where gigatoken is installed and `fast`, `encode_flat` uses it from `FAST_AFTER_CHARS` on, after comparing its ids
+    Where gigatoken is installed and `fast`, `encode_flat` uses it from `FAST_AFTER_BYTES` on, after comparing its ids
     (`fast_bpe.py`); otherwise one warning says why not. Ids are the same either way.
     """
 
@@ -246,7 +248,7 @@ class TiktokenTokenizer(Tokenizer):
         )
         self._fast: VerifiedBPE | None = None
         self._wants_fast = fast
-        self._num_chars = 0
+        self._num_bytes = 0
         self.path = str(path)
         self.n_words = self._encoding.n_vocab
         self.bos_id = specials["<|begin_of_text|>"]
@@ -266,20 +268,18 @@ class TiktokenTokenizer(Tokenizer):
         return [i for part in _cut(text) for i in self._encoding.encode_ordinary(part)]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        if self._wants_fast:
-            self._num_chars += sum(map(len, texts))
-            if self._num_chars > FAST_AFTER_CHARS:
-                parts = [_cut(text) for text in texts]
-                if encoded := self._encode_fast([part for cut in parts for part in cut]):
-                    ids, lengths = encoded
-                    if len(lengths) != len(texts):
-                        lengths = np.add.reduceat(lengths, np.cumsum([0, *map(len, parts[:-1])]))
-                    return ids.astype(self.dtype, copy=False), lengths
+        if self._wants_fast and (encoded := self._encode_fast([text.encode("utf-8") for text in texts])):
+            return encoded
         return self._reference(texts)
+
+    def encode_utf8(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        if self._wants_fast and (encoded := self._encode_fast(texts)):
+            return encoded
+        return self._reference([text.decode("utf-8") for text in texts])
 
     def prepare(self) -> str:
         if self._wants_fast:
-            self._num_chars += FAST_AFTER_CHARS
+            self._num_bytes += FAST_AFTER_BYTES + 1
             self._encode_fast([])
         library = "tiktoken" if self._fast is None else "gigatoken"
         return f"{library} {version(library)}"
@@ -288,16 +288,25 @@ class TiktokenTokenizer(Tokenizer):
         """`encode_flat` by tiktoken."""
         return super().encode_flat(texts)
 
-    def _encode_fast(self, parts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None:
-        """Ids of `parts` by gigatoken, or None, once and for all and with a warning, where it cannot be used."""
+    def _encode_fast(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]] | None:
+        """Ids of `texts` by gigatoken; None where there is too little text yet, or, once and for all and with a
+        warning, where it cannot be used."""
+        self._num_bytes += sum(map(len, texts))
+        if self._num_bytes <= FAST_AFTER_BYTES:
+            return None
+        # A text of so few bytes has no more characters.
+        parts, firsts = texts, None
+        if any(len(text) > MAX_ENCODE_CHARS for text in texts):
+            cuts = [_cut_utf8(text) for text in texts]
+            parts, firsts = [part for cut in cuts for part in cut], np.cumsum([0, *map(len, cuts[:-1])])
         try:
             if self._fast is None:
-                num_sampled = bisect_right(list(accumulate(map(len, parts))), SAMPLE_CHARS) + 1
-                self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, self._reference, parts[:num_sampled])
-            return self._fast.encode(parts)
+                self._fast = VerifiedBPE(self._ranks, LLAMA3_PATTERN, self._reference)
+            ids, lengths = self._fast.encode(parts)
         except FastPathUnavailable as reason:
             self._give_up_fast(reason)
             return None
+        return ids.astype(self.dtype, copy=False), lengths if firsts is None else np.add.reduceat(lengths, firsts)
 
     def _give_up_fast(self, reason: FastPathUnavailable) -> None:
         self._fast, self._wants_fast = None, False
@@ -354,6 +363,12 @@ def _cut(text: str) -> list[str]:
     return [text[i : i + MAX_ENCODE_CHARS] for i in range(0, len(text), MAX_ENCODE_CHARS)]
 
 
+def _cut_utf8(text: bytes) -> list[bytes]:
+    if len(text) <= MAX_ENCODE_CHARS:
+        return [text]
+    return [part.encode("utf-8") for part in _cut(text.decode("utf-8"))]
+
+
 def _read_vocabulary(path: str | Path, name: str, what: str) -> bytes:
     if not os.path.isfile(path):
         raise ValueError(f"tokenizer {name} needs {what}, and there is no file {path}; {what_is_there(path)}")
@@ -364,7 +379,7 @@ def _parse_ranks(content: bytes, path: str | Path) -> dict[bytes, int]:
     """`base64 rank` lines -> {token bytes: rank}; ranks must be 0..n-1, as ids of the special tokens follow them."""
     try:
         pairs = [line.split() for line in content.splitlines() if line]
-        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        ranks = {binascii.a2b_base64(token, strict_mode=True): int(rank) for token, rank in pairs}
     except (ValueError, binascii.Error):
         raise ValueError(f"{path} is not a tiktoken rank file (lines of `base64 rank`)") from None
     if sorted(ranks.values()) != list(range(len(pairs))) or not all(bytes([byte]) in ranks for byte in range(256)):

@@ -18,7 +18,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -27,8 +27,7 @@ import numpy.typing as npt
 
 from lingua_synth.documents import Document
 from lingua_synth.documents.locations import is_url
-from lingua_synth.documents.parts import FilePart, TextReader, cut_file
-from lingua_synth.documents.reading import BadLine
+from lingua_synth.documents.parts import FilePart, TextBatch, TextReader, cut_file
 from lingua_synth.files import atomic_file, sha256_file, write_json
 from lingua_synth.tokens.shards import shard_schema
 from lingua_synth.tokens.tokenizer import Tokenizer
@@ -56,8 +55,30 @@ class Sizes:
     """Input for each worker from which a tokenizer's fast path is worth its start (1.5 s for gigatoken, in which
     tiktoken does 20 MB)."""
     batch_lines: int = 1024
-    batch_chars: int = 4_000_000
+    batch_bytes: int = 4_000_000
     """Text given to the tokenizer at a time, unless one document is longer."""
+
+
+class Scratch:
+    """Memory that is used again and again by the jobs of one process.
+
+    Fresh arrays of some ten MB each would go back to the system one by one, which then has to clear their pages
+    again: a seventh of all CPU seconds where this was measured.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def take(self, length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """`length` values that hold anything; they are the caller's until the next call."""
+        num_bytes = length * dtype.itemsize
+        if len(self._memory) < num_bytes:
+            self._memory = np.empty(0, dtype=np.uint8)  # let go of the old one first
+            self._memory = np.empty(num_bytes + num_bytes // 8, dtype=np.uint8)
+        return self._memory[:num_bytes].view(dtype)
+
+    def __reduce__(self) -> tuple[type[Scratch], tuple[()]]:
+        return Scratch, ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,8 @@ class Task:
     sizes: Sizes
     prepares: bool = False
     """Whether workers prepare their tokenizer before they use it."""
+    scratch: Scratch = field(default_factory=Scratch, compare=False)
+    """Of each process its own."""
 
     def spill(self, unit: int) -> Path:
         return self.work_dir / f"unit-{unit:06d}.arrow"
@@ -144,7 +167,7 @@ class Reader(Protocol):
     @property
     def num_bytes(self) -> int: ...
 
-    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]: ...
+    def batches(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]: ...
 
 
 class ObjectReader:
@@ -156,20 +179,35 @@ class ObjectReader:
         self.num_lines = 0
         self.num_bytes = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int, tuple[str, str] | BadLine]]:
+    def batches(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
+        """The documents, in batches that end behind `max_lines` of them or the text that makes `max_bytes` full."""
+        batch = TextBatch()
+        num_documents = num_bytes = 0
         for place, document in enumerate(self._documents):
-            found: tuple[str, str] | BadLine = (document.id, document.text)
+            bad = "empty text" if not document.text or document.text.isspace() else ""
             try:
                 text = document.text.encode("utf-8")
             except UnicodeEncodeError:
                 text = document.text.encode("utf-8", errors="surrogatepass")
-                found = BadLine("lone surrogate")
-            if not document.text or document.text.isspace():
-                found = BadLine("empty text")
+                bad = "lone surrogate"
             for value in (document.id.encode("utf-8", errors="surrogatepass"), text):
                 self.sha256.update(len(value).to_bytes(8, "little") + value)
-            self.num_bytes += len(text)
-            yield place + 1, place, found
+            if bad:
+                batch.bad.append((place + 1, bad))
+            else:
+                batch.ids.append(document.id)
+                batch.texts.append(text)
+                batch.places.append(place)
+            num_documents += 1
+            num_bytes += len(text)
+            if num_documents >= max_lines or num_bytes >= max_bytes:
+                self.num_bytes += num_bytes
+                yield batch
+                batch = TextBatch()
+                num_documents = num_bytes = 0
+        self.num_bytes += num_bytes
+        if num_documents:
+            yield batch
 
 
 def document_keys(shuffle_seed: int, file_numbers: Sequence[int], places: Sequence[int]) -> npt.NDArray[np.uint64]:
@@ -198,10 +236,14 @@ def spill_schema(dtype: np.dtype[Any]) -> Any:
     return shard_schema(dtype).append(pa.field("key", pa.uint64(), nullable=False))
 
 
-def scatter(target: npt.NDArray[Any], starts: Sequence[int], arrays: Sequence[npt.NDArray[Any]]) -> None:
-    """Copy each array into `target`, from its start on."""
-    for start, array in zip(starts, arrays, strict=True):
-        target[start : start + len(array)] = array
+def scatter(
+    target: npt.NDArray[Any], starts: npt.NDArray[Any], values: npt.NDArray[Any], ends: npt.NDArray[Any]
+) -> None:
+    """Copy the stretches of `values` that end at `ends`, the first from 0 on, to where each starts in `target`."""
+    begin = 0
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        target[start : start + end - begin] = values[begin:end]
+        begin = end
 
 
 # --- one unit ---
@@ -254,39 +296,27 @@ class _UnitRun:
         self.rejected = 0
         self._worst = (0, 0)
         self._num_bytes = self._lines = self._documents = self._tokens = self._text_bytes = 0
-        # A batch: what the tokenizer gets.
-        self._batch: list[tuple[str, str, int, int]] = []
-        # A chunk: documents that wait to be spilled.
+        # A chunk, documents that wait to be spilled: their ids, and of each batch of them the tokens, the number of
+        # tokens of each document, the bytes of its text, and its key.
         self._ids: list[str] = []
-        self._arrays: list[npt.NDArray[Any]] = []
-        self._text_lengths: list[int] = []
-        self._keys: list[npt.NDArray[np.uint64]] = []
+        self._batches: list[tuple[npt.NDArray[Any], ...]] = []
         self._chunk_tokens = 0
 
     def read(self, part: int, file_number: int, reader: TextReader | ObjectReader) -> None:
-        sizes, batch = self._task.sizes, self._batch
         bytes_before, lines_before = self._num_bytes, self._lines
         counts_lines = isinstance(reader, TextReader)  # of objects, what is no document is skipped, not rejected
-        num_lines = num_chars = 0
-        for line, place, found in reader:
-            num_lines += 1
-            if isinstance(found, BadLine):
+        for batch in reader.batches(self._task.sizes.batch_lines, self._task.sizes.batch_bytes):
+            for line, reason in batch.bad:
                 if counts_lines:
-                    self._reject(part, line, str(found))
+                    self._reject(part, line, reason)
                 else:
-                    self._skip(str(found))
-            else:
-                batch.append((*found, file_number, place))
-                num_chars += len(found[1])
-            if num_lines >= sizes.batch_lines or num_chars >= sizes.batch_chars:
-                self._num_bytes = bytes_before + reader.num_bytes
-                self._lines = lines_before + reader.num_lines
-                self._end_batch()
-                num_lines = num_chars = 0
-        self._num_bytes = bytes_before + (reader.part.num_bytes if isinstance(reader, TextReader) else reader.num_bytes)
-        self._lines = lines_before + reader.num_lines
+                    self._skip(reason)
+            self._num_bytes = bytes_before + reader.num_bytes
+            self._lines = lines_before + reader.num_lines
+            self._end_batch(file_number, batch)
+        if isinstance(reader, TextReader):
+            self._num_bytes = bytes_before + reader.part.num_bytes
         self._lines_per_part.append(reader.num_lines)
-        self._end_batch()
 
     def _reject(self, part: int, line: int, reason: str) -> None:
         if self._rejects_file is None:
@@ -299,9 +329,9 @@ class _UnitRun:
     def _skip(self, reason: str) -> None:
         self._skipped[reason] = self._skipped.get(reason, 0) + 1
 
-    def _end_batch(self) -> None:
-        if self._batch:
-            self._encode_batch()
+    def _end_batch(self, file_number: int, batch: TextBatch) -> None:
+        if batch.texts:
+            self._encode_batch(file_number, batch)
         if self._lines >= self._task.min_reject_count:
             self._worst = max(self._worst, (self._lines, self.rejected), key=self._excess)
         sizes = self._task.sizes
@@ -319,35 +349,27 @@ class _UnitRun:
     def _excess(self, counts: tuple[int, int]) -> float:
         return counts[1] - self._task.max_reject_rate * counts[0]
 
-    def _encode_batch(self) -> None:
-        tokenizer = self._task.tokenizer
-        texts = [entry[1] for entry in self._batch]
-        flat, lengths = tokenizer.encode_flat(texts)
-        ends = np.cumsum(lengths).tolist()
-        arrays = [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        # Most text is ASCII, where the answer is known; for the rest the tokenizer has left its UTF-8 in the string.
-        text_lengths = [len(text) if text.isascii() else len(text.encode()) for text in texts]
-        batch = self._batch
-        if len(lengths) and not lengths.all():
-            kept = np.flatnonzero(lengths).tolist()
-            for _ in range(len(batch) - len(kept)):
+    def _encode_batch(self, file_number: int, batch: TextBatch) -> None:
+        flat, lengths = self._task.tokenizer.encode_utf8(batch.texts)
+        text_lengths = np.fromiter(map(len, batch.texts), np.uint64, len(batch.texts))
+        ids, places = batch.ids, batch.places
+        if not lengths.all():
+            kept = np.flatnonzero(lengths)
+            for _ in range(len(ids) - len(kept)):
                 self._skip("zero tokens")
-            batch, arrays = [batch[i] for i in kept], [arrays[i] for i in kept]
-            text_lengths = [text_lengths[i] for i in kept]
+            lengths, text_lengths = lengths[kept], text_lengths[kept]
+            ids, places = [ids[i] for i in kept.tolist()], [places[i] for i in kept.tolist()]
         if self._task.shuffle_seed is None:
-            keys = np.arange(self._documents, self._documents + len(batch), dtype=np.uint64)
+            keys = np.arange(self._documents, self._documents + len(ids), dtype=np.uint64)
         else:
-            keys = document_keys(self._task.shuffle_seed, [entry[2] for entry in batch], [entry[3] for entry in batch])
-        self._ids += [entry[0] for entry in batch]
-        self._arrays += arrays
-        self._text_lengths += text_lengths
-        self._keys.append(keys)
-        num_tokens = int(lengths.sum()) + len(batch) * (len(self._before) + len(self._after))
+            keys = document_keys(self._task.shuffle_seed, [file_number] * len(ids), places)
+        self._ids += ids
+        self._batches.append((flat, lengths, text_lengths, keys))
+        num_tokens = len(flat) + len(ids) * (len(self._before) + len(self._after))
         self._chunk_tokens += num_tokens
         self._tokens += num_tokens
-        self._documents += len(batch)
-        self._text_bytes += sum(text_lengths)
-        self._batch.clear()
+        self._documents += len(ids)
+        self._text_bytes += int(text_lengths.sum())
 
     def end_chunk(self) -> None:
         """Spill the documents that wait, in the order of their keys."""
@@ -355,30 +377,33 @@ class _UnitRun:
 
         if not self._ids:
             return
-        keys = np.concatenate(self._keys)
-        arrays, ids, text_lengths = self._arrays, self._ids, np.array(self._text_lengths, dtype=np.uint64)
-        if self._task.shuffle_seed is not None:
-            order = np.argsort(keys, kind="stable")
-            keys, text_lengths = keys[order], text_lengths[order]
-            arrays, ids = [arrays[i] for i in order], [ids[i] for i in order]
+        lengths, text_lengths, keys = (
+            np.concatenate([batch[i] for batch in self._batches]) for i in range(1, len(self._batches[0]))
+        )
+        order = np.arange(len(keys)) if self._task.shuffle_seed is None else np.argsort(keys, kind="stable")
         num_before, num_after = len(self._before), len(self._after)
-        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, arrays), np.int64, len(ids)) + (num_before + num_after), out=offsets[1:])
-        tokens = np.empty(offsets[-1], dtype=self._task.tokenizer.dtype)
+        offsets = np.zeros(len(order) + 1, dtype=np.int64)
+        np.cumsum(lengths[order] + (num_before + num_after), out=offsets[1:])
+        starts = np.empty(len(order), dtype=np.int64)
+        starts[order] = offsets[:-1] + num_before
+        tokens = self._task.scratch.take(int(offsets[-1]), self._task.tokenizer.dtype)
         if num_before:
             tokens[offsets[:-1]] = self._before
         if num_after:
             tokens[offsets[1:] - 1] = self._after
-        scatter(tokens, (offsets[:-1] + num_before).tolist(), arrays)
+        first = 0
+        for flat, of_batch, *_ in self._batches:
+            scatter(tokens, starts[first : first + len(of_batch)], flat, np.cumsum(of_batch))
+            first += len(of_batch)
         schema = spill_schema(tokens.dtype)
         columns = [
             pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=schema.field("tokens").type),
-            pa.array(text_lengths),
-            pa.array(ids, pa.large_string()),
-            pa.array(keys),
+            pa.array(text_lengths[order]),
+            pa.array(self._ids, pa.large_string()).take(pa.array(order)),
+            pa.array(keys[order]),
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-        self._ids, self._arrays, self._text_lengths, self._keys, self._chunk_tokens = [], [], [], [], 0
+        self._ids, self._batches, self._chunk_tokens = [], [], 0
 
     def flush_rejects(self) -> None:
         """Make the lines rejected durable."""

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lingua_synth.documents import Document, Rejects, read_documents, write_documents
+from lingua_synth.documents import Document, Rejects, read_documents, reading, write_documents
 from lingua_synth.documents.parts import FilePart, TextReader, cut_file
-from lingua_synth.documents.reading import BadLine
+from lingua_synth.documents.reading import BadLine, parse_id_and_utf8
 
 LINES = st.lists(
     st.one_of(
@@ -30,16 +30,19 @@ LINES = st.lists(
 
 
 def read_parts(file, max_bytes):
-    """(id, text) of all documents, (line, reason) of all rejects, and the places, over the parts of a file."""
+    """(id, text) of all documents, (line, reason) of all rejects, and the documents' places, over the parts."""
     documents, rejects, places, lines_before, sizes = [], [], [], 0, 0
     for part in cut_file(str(file), file.stat().st_size, max_bytes):
         reader = TextReader(part)
-        for line, place, found in reader:
-            places.append(place)
-            if isinstance(found, BadLine):
-                rejects.append((lines_before + line, str(found)))
-            else:
-                documents.append(found)
+        num_lines = 0
+        for batch in reader.batches(max_lines=3, max_bytes=40):
+            documents += [(i, text.decode()) for i, text in zip(batch.ids, batch.texts, strict=True)]
+            rejects += [(lines_before + line, reason) for line, reason in batch.bad]
+            places += batch.places
+            # No batch is empty, or goes on behind the line that makes it full.
+            num_lines += len(batch.ids) + len(batch.bad)
+            assert 1 <= len(batch.ids) + len(batch.bad) <= 3 and reader.num_lines == num_lines
+            assert sum(map(len, batch.texts[:-1])) < 40
             assert 0 <= reader.num_bytes <= part.num_bytes
         lines_before += reader.num_lines
         sizes += part.num_bytes
@@ -54,6 +57,29 @@ def read_whole(file, folder):
     path = folder / "rejects.jsonl"
     cases = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return documents, [(case["line"], case["reason"]) for case in cases]
+
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(" \u2003ab", max_size=3)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["text", "content", "id", "meta"]), VALUES | st.lists(VALUES, max_size=2))
+    | st.lists(st.sampled_from(["text", "content"]))
+    | VALUES
+)
+def test_a_line_has_the_id_and_the_text_of_the_document_that_is_read(value):
+    line = json.dumps(value).encode()
+
+    def outcome(parse):
+        try:
+            return parse(line)
+        except BadLine as bad:
+            return str(bad)
+
+    found = outcome(parse_id_and_utf8)
+    document = outcome(reading._parse_line)
+    assert found == (document if isinstance(document, str) else (document.id, document.text.encode()))
 
 
 @settings(max_examples=150, deadline=None)
@@ -87,7 +113,8 @@ def test_parts_of_a_parquet_file_are_the_file(tmp_path, max_bytes):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=64)
     documents, rejects, places = read_parts(tmp_path / "a.parquet", max_bytes)
     assert (documents, rejects) == read_whole(tmp_path / "a.parquet", tmp_path)
-    assert places == list(range(1_000)) and len(rejects) > 100
+    numbers = [int(identity) for identity, _ in documents]
+    assert places == numbers and len(rejects) > 40 and len(documents) + len(rejects) == 1_000
     count = len(cut_file(str(tmp_path / "a.parquet"), (tmp_path / "a.parquet").stat().st_size, max_bytes))
     assert count == 16 if max_bytes == 1 else 1 <= count <= 16
 
@@ -117,4 +144,4 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     size = (tmp_path / name).stat().st_size
     with pytest.raises(ValueError, match=name):
         for part in cut_file(str(tmp_path / name), size, size if name != "a.parquet" else 100):
-            list(TextReader(part))
+            list(TextReader(part).batches(1_024, 1 << 20))

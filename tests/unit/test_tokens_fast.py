@@ -41,6 +41,7 @@ class Double:
 
         def encode(texts):
             self.num_calls += 1
+            texts = [text if isinstance(text, str) else text.decode() for text in texts]
             found = [self.spoil(text, encoding.encode_ordinary(text)) for text in texts]
             flat = np.array([i for ids in found for i in ids], dtype=np.uint32)
             return flat, np.array([len(ids) for ids in found], dtype=np.int64)
@@ -50,7 +51,7 @@ class Double:
 
 def build(monkeypatch, path, double):
     monkeypatch.setattr(fast_bpe, "_load_gigatoken", double.load)
-    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_CHARS", 0)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
     return build_tokenizer("tiktoken", path)
 
 
@@ -73,15 +74,16 @@ def test_the_fast_path_is_used_and_gives_the_same_arrays(ranks_file, monkeypatch
         calls = double.num_calls
         # Lingua's cut, inside a word, in the middle of a batch.
         assert_tiktoken_ids(tokenizer, ranks_file, ["in", "x" * 399_999 + "the end", "", "a" * 800_001, "s"])
-    assert double.num_calls == calls + 1
-    # The classes of Unicode, the hard texts and the first documents were compared before.
+    # One call for the batch, and one to compare it, since it is among the first documents.
+    assert double.num_calls == calls + 2
+    # The classes of Unicode and the hard texts were compared before.
     assert calls >= 4
 
 
 def test_small_corpora_and_fast_false_never_start_it(ranks_file, monkeypatch):
     double = Double()
     monkeypatch.setattr(fast_bpe, "_load_gigatoken", double.load)
-    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_CHARS", 1_000)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 1_000)
     tokenizer = build_tokenizer("tiktoken", ranks_file)
     for _ in range(9):
         tokenizer.encode_flat(["a" * 100, "11"])
@@ -114,6 +116,16 @@ def test_the_first_documents_are_compared_too(ranks_file, monkeypatch):
         assert_tiktoken_ids(tokenizer, ranks_file, [*TEXTS, "never among the hard texts, the rest"])
 
 
+def test_every_text_is_compared_until_there_were_enough(ranks_file, monkeypatch):
+    wrong = []
+    monkeypatch.setattr(fast_bpe, "SAMPLE_BYTES", 100)
+    tokenizer = build(monkeypatch, ranks_file, Double(lambda text, ids: ids[::-1] if text in wrong else ids))
+    assert_tiktoken_ids(tokenizer, ranks_file, ["a" * 40, "b" * 40])
+    wrong.append("the text after 80 bytes")
+    with pytest.warns(UserWarning, match="differ from tiktoken's on 1 of 1 texts, first 'the text after 80 bytes'"):
+        assert_tiktoken_ids(tokenizer, ranks_file, [*wrong, "b"])
+
+
 def test_the_hard_texts_are_compared_too(ranks_file, monkeypatch):
     tokenizer = build(monkeypatch, ranks_file, Double(lambda text, ids: ids[::-1] if "ab ab ab" in text else ids))
     with pytest.warns(UserWarning, match=r"on 1 of [\d,]+ texts, first 'ab ab "):
@@ -132,11 +144,12 @@ def test_one_text_in_so_many_is_compared_again(batch):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast_bpe, "_load_gigatoken", Double().load)
+        patch.setattr(fast_bpe, "SAMPLE_BYTES", 0)
         fast = fast_bpe.VerifiedBPE(ranks, tokenizer_module.LLAMA3_PATTERN, spy)
     compared.clear()
     texts = [f"text {i}" for i in range(10_000)]
     for start in range(0, len(texts), batch):
-        fast.encode(texts[start : start + batch])
+        fast.encode([text.encode() for text in texts[start : start + batch]])
     assert compared == texts[:: fast_bpe.CHECK_EVERY]
 
 
@@ -165,6 +178,7 @@ def test_characters_of_another_unicode_go_to_tiktoken_and_the_rest_does_not(rank
         return reclass(text, ids) if "a\u0915a" in text or len(text) < 12 else ids
 
     tokenizer = build(monkeypatch, ranks_file, Double(spy))
+    monkeypatch.setattr(fast_bpe, "SAMPLE_BYTES", 0)
     tokenizer.encode_flat(["start"])
     seen.clear()
     assert_tiktoken_ids(tokenizer, ranks_file, ["the", f"th{other}e", "日本", "", "in \u0915", "end", "\u0916"])
@@ -199,7 +213,7 @@ def test_a_panic_or_an_error_means_tiktoken_for_this_batch_and_on(ranks_file, mo
 
     monkeypatch.setattr(metadata, "version", lambda name: fast_bpe.VERSION)
     monkeypatch.setitem(sys.modules, "gigatoken", type("Module", (), {"Tokenizer": Library}))
-    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_CHARS", 0)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
     tokenizer = build_tokenizer("tiktoken", ranks_file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -236,13 +250,14 @@ def test_a_missing_or_another_gigatoken_is_not_used(ranks_file, monkeypatch, fou
         return found
 
     monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_CHARS", 0)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
     tokenizer = build_tokenizer("tiktoken", ranks_file)
     with pytest.warns(UserWarning, match=message):
         assert_tiktoken_ids(tokenizer, ranks_file, TEXTS)
 
 
 def test_wrong_ids_later_stop_the_run(ranks_file, monkeypatch):
+    monkeypatch.setattr(fast_bpe, "SAMPLE_BYTES", len("first"))
     wrong = []
     tokenizer = build(monkeypatch, ranks_file, Double(lambda text, ids: ids[:-1] if wrong and len(ids) > 1 else ids))
     tokenizer.encode_flat(["first"])
@@ -309,7 +324,7 @@ def test_the_hard_texts_have_what_they_claim():
 @pytest.fixture
 def real(ranks_file, monkeypatch):
     pytest.importorskip("gigatoken")
-    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_CHARS", 0)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tokenizer = build_tokenizer("tiktoken", ranks_file)
@@ -328,7 +343,7 @@ def test_gigatoken_is_tiktoken(texts):
         fast = fast_bpe.VerifiedBPE(ranks, tokenizer_module.LLAMA3_PATTERN, reference)
         test_gigatoken_is_tiktoken.pair = fast.encode, reference
     fast, reference = test_gigatoken_is_tiktoken.pair
-    for found, expected in zip(fast(texts), reference(texts), strict=True):
+    for found, expected in zip(fast([text.encode() for text in texts]), reference(texts), strict=True):
         assert found.tolist() == expected.tolist()
 
 

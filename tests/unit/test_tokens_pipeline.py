@@ -29,7 +29,7 @@ from lingua_synth.tokens.units import Sizes, document_keys, plan_units
 BYTES = build_tokenizer("bytes")
 SMALL = Sizes(
     in_process_bytes=1 << 20, min_unit_bytes=4_000, max_unit_bytes=4_000, chunk_bytes=3_000, chunk_documents=20,
-    batch_lines=7, batch_chars=500,
+    batch_lines=7, batch_bytes=500,
 )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_no_size_shows_in_the_shards(tmp_path_factory, lengths, unit, chunk, bat
     write_documents(folder / "in.jsonl", [Document(f"{i}", "x" * length + "y") for i, length in enumerate(lengths)])
     sizes = Sizes(
         min_unit_bytes=unit, max_unit_bytes=unit, chunk_bytes=chunk, chunk_documents=batch, batch_lines=batch,
-        batch_chars=chunk,
+        batch_bytes=chunk,
     )  # fmt: skip
     kept = tokenization.SIZES
     options = {"shard_tokens": shard_tokens, "shuffle_seed": shuffle_seed}
@@ -480,7 +480,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
         from lingua_synth.tokens import build_tokenizer, tokenization, tokenize
         from lingua_synth.tokens.units import Sizes
         tokenization.SIZES = Sizes(min_unit_bytes=1 << 20, max_unit_bytes=1 << 20, chunk_bytes=1 << 20,
-                                   batch_chars=100_000)
+                                   batch_bytes=100_000)
         m = tokenize(sys.argv[1], sys.argv[2], build_tokenizer("bytes"), shard_tokens=1 << 20, progress=False,
                      num_workers=1)
         print(m["tokens"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
