@@ -259,4 +259,6 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    # The checkout, whose folder `apps` must not hide Lingua's package of that name.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     sys.exit(main(sys.argv[1:]))

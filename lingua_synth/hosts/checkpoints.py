@@ -28,9 +28,11 @@ class AlreadyTrained(Exception):
 def build_manager_class(checkpoint: ModuleType, session: Session) -> type:
     """A subclass of Lingua's `CheckpointManager` for this run; `checkpoint` is its module."""
 
-    class RunCheckpoints(checkpoint.CheckpointManager):  # type: ignore[misc, name-defined]
+    class RunCheckpoints(checkpoint.CheckpointManager):  # type: ignore[name-defined]
         """Checkpoints of one run. `synth.strict_upstream` leaves out everything but our params.json."""
 
+        path: str
+        existing_saves: list[Path]
         _is_loading = _is_saving = False
 
         def save(self, model: Any, optimizer: Any, train_state: Any, config: Any, device_mesh: Any = None) -> bool:
@@ -113,7 +115,7 @@ def build_manager_class(checkpoint: ModuleType, session: Session) -> type:
 def build_train_state_class(train: ModuleType, session: Session) -> type:
     """A subclass of Lingua's `TrainState` that keeps the run's clock; `train` is its module."""
 
-    class RunState(train.TrainState):  # type: ignore[misc, name-defined]
+    class RunState(train.TrainState):  # type: ignore[name-defined]
         """Lingua's train state, and the seconds of training so far."""
 
         def state_dict(self) -> dict[str, Any]:

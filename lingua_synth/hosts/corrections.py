@@ -47,7 +47,7 @@ CORRECTIONS = (
         "last step",
         "the last step is logged and evaluated only if the intervals say so, and its evaluation reads the checkpoint "
         "before",
-        "the last step, and every step with a checkpoint, is logged; the last checkpoint is there before it is evaluated",
+        "the last step and every step with a checkpoint are logged; its checkpoint is there before it is evaluated",
     ),
     Correction(
         "repeated log lines",

@@ -196,6 +196,7 @@ def _initial_checkpoint(path: str) -> Path:
 def bind(lingua: Lingua, session: Session, *, progress: bool = True) -> Iterator[None]:
     """Rebind names in `apps.main.train` for one run, and nothing else anywhere; put back at the end, also on errors."""
     module, args, strict = lingua["apps.main.train"], session.args, session.is_strict
+    theirs: dict[str, Any] = {}
 
     def built(model: torch.nn.Module) -> None:
         session.model = model
@@ -231,7 +232,7 @@ def bind(lingua: Lingua, session: Session, *, progress: bool = True) -> Iterator
         is_saved = state.step == args.steps or state.step % dump_every == 0
         return not strict and ends_step and is_saved and freq in (dump_every, args.logging.freq)
 
-    class Metrics(module.MetricLogger):  # type: ignore[misc, name-defined]
+    class Metrics(module.MetricLogger):  # type: ignore[name-defined]
         """Lingua's, with TensorBoard and wandb as in the native loop."""
 
         def log(self, metrics: dict[str, Any]) -> None:
@@ -283,7 +284,7 @@ def bind(lingua: Lingua, session: Session, *, progress: bool = True) -> Iterator
     }
     if not strict:
         ours |= {"init_signal_handler": lambda _: None, "requeue_slurm_job": leave}
-    theirs = {name: getattr(module, name) for name in ours}
+    theirs.update({name: getattr(module, name) for name in ours})
     try:
         for name, value in ours.items():
             setattr(module, name, value)
@@ -312,7 +313,7 @@ def _process(lingua: Lingua, args: TrainArgs) -> Iterator[None]:
 
     root.addFilter(without_environment)
     # Lingua sets it and may set it once only.
-    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+    multiprocessing.set_start_method(None, force=True)
     try:
         if not args.synth.strict_upstream and "LOCAL_RANK" not in os.environ and "SLURM_JOB_ID" not in os.environ:
             alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
@@ -320,10 +321,9 @@ def _process(lingua: Lingua, args: TrainArgs) -> Iterator[None]:
         os.environ.update(args.env)
         defaults = OmegaConf.structured(lingua["apps.main.train"].TrainArgs())
         given = {"env": plain_config(args)["env"], "distributed": plain_config(args)["distributed"]}
-        met = OmegaConf.to_object(OmegaConf.merge(defaults, OmegaConf.create(given)))
-        assert not isinstance(met, dict | list | str), "a structured config becomes its dataclass"
-        distributed.setup_env(met.env)  # type: ignore[union-attr]
-        distributed.setup_torch_distributed(met.distributed)  # type: ignore[union-attr]
+        theirs: Any = OmegaConf.to_object(OmegaConf.merge(defaults, OmegaConf.create(given)))
+        distributed.setup_env(theirs.env)
+        distributed.setup_torch_distributed(theirs.distributed)
         yield
     finally:
         if dist.is_initialized():
@@ -334,7 +334,7 @@ def _process(lingua: Lingua, args: TrainArgs) -> Iterator[None]:
                 handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
-        multiprocessing.set_start_method(start_method, force=True)  # type: ignore[arg-type]
+        multiprocessing.set_start_method(start_method, force=True)
         if collects:
             gc.enable()
         os.environ.clear()

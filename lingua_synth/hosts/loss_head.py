@@ -43,22 +43,23 @@ def build_model_class(
         def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
             return F.linear(hidden, self.weight) if labels is None else losses(hidden, self.weight, labels)
 
-    class TiedLossHead(transformer.TiedLinear):  # type: ignore[misc, name-defined]
+    class TiedLossHead(transformer.TiedLinear):  # type: ignore[name-defined]
         """The same with the embedding's weight. Like Lingua's it is called around the hooks of `nn.Module`."""
 
         def __call__(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
             weight = self.tied_module.weight
             return F.linear(hidden, weight) if labels is None else losses(hidden, weight, labels)
 
-    class LossTransformer(transformer.LMTransformer):  # type: ignore[misc, name-defined]
+    class LossTransformer(transformer.LMTransformer):  # type: ignore[name-defined]
         """Lingua's language model whose `output` computes the loss."""
 
         def __init__(self, args: Any):
             super().__init__(args)
-            if args.weight_tying:
-                self.output = TiedLossHead(self.tok_embeddings)
-            else:
-                self.output = LossHead(args.dim, args.vocab_size, bias=False)
+            self.output: nn.Module = (
+                TiedLossHead(self.tok_embeddings)
+                if args.weight_tying
+                else LossHead(args.dim, args.vocab_size, bias=False)
+            )
             built(self)
 
         def __call__(self, tokens: torch.Tensor, labels: torch.Tensor | None = None, **options: Any) -> torch.Tensor:

@@ -204,13 +204,13 @@ class Session:
             last_micro_loss=0.0,
         )
         line = metrics_line(self.args, self._sources, self._loader, self.step, self.ranks.size, seen)
-        ours = ("loss/mean", "loss/source/", "data/tokens/", "data/epochs/", "speed/mfu")
+        ours = ["loss/mean", "loss/source/", "data/tokens/", "data/epochs/", "speed/mfu"]
         if not self.is_strict:
-            ours = (*ours, "speed/FLOPS")
+            ours.append("speed/FLOPS")
         self._by_source.zero_()
         self._micro_batches = 0
         self._window_started = time.perf_counter()
-        return {**theirs, **{key: value for key, value in line.items() if key.startswith(ours)}}
+        return {**theirs, **{key: value for key, value in line.items() if key.startswith(tuple(ours))}}
 
     def track(self, record: Mapping[str, Any]) -> None:
         """A line of metrics was written: TensorBoard and wandb, where asked for."""

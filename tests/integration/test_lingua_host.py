@@ -2,17 +2,21 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import lingua_cpu
 
+from lingua_synth.config import dump_args
 from lingua_synth.files import read_json
 from lingua_synth.hosts import lingua as host
 from lingua_synth.train import train as train_somewhere
@@ -103,3 +107,145 @@ def test_each_loop_goes_on_from_the_checkpoint_of_the_other(lingua, train_args, 
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() < 1e-6, key
     assert abs(row["loss_macro"] - whole["loss_macro"]) < 1e-6
+
+
+@pytest.mark.parametrize("batch_size", [4, 2], ids=["2x1", "2x2"])
+def test_two_ranks_in_lingua_s_loop_are_one_in_ours(lingua, train_args, tmp_path, batch_size):
+    train(train_args(NATIVE, dump_dir=tmp_path / "native"))
+    dump_args(
+        train_args(LINGUA, {"data": {"batch_size": batch_size}}, dump_dir=tmp_path / "two"), tmp_path / "two.yaml"
+    )
+    done = torchrun(2, f"config={tmp_path / 'two.yaml'}")
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    for key in ("loss/mean", "optim/grad_norm", "loss/source/synthetic"):
+        assert np.abs(column(tmp_path / "native", key) - column(tmp_path / "two", key)).max() < 1e-6, key
+    assert (column(tmp_path / "native", "data/tokens/natural") == column(tmp_path / "two", "data/tokens/natural")).all()
+    one, two = read_json(tmp_path / "native" / "result.json"), read_json(tmp_path / "two" / "result.json")
+    assert abs(one["loss_macro"] - two["loss_macro"]) < 1e-6
+
+    if batch_size == 4:  # and it goes on with another number of ranks
+        forget_from(tmp_path / "two", 6)
+        train(train_args(LINGUA, dump_dir=tmp_path / "two"))
+        assert np.abs(column(tmp_path / "native", "loss/mean") - column(tmp_path / "two", "loss/mean")).max() < 1e-6
+        forget_from(tmp_path / "two", 6)
+        (tmp_path / "two" / "checkpoints" / f"{5:010d}" / "train_state_00001.json").unlink()
+        done = torchrun(2, f"config={tmp_path / 'two.yaml'}")
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+        assert np.abs(column(tmp_path / "native", "loss/mean") - column(tmp_path / "two", "loss/mean")).max() < 1e-6
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_or_told_to_leave_it_ends_with_the_same_losses(lingua, train_args, tmp_path, number):
+    slow = {"synth": {"tokens": 40 * 256}, "data": {"batch_size": 2}}
+    train(train_args(LINGUA, slow, dump_dir=tmp_path / "whole"))
+    args = train_args(LINGUA, slow, dump_dir=tmp_path / "parts")
+    dump_args(args, tmp_path / "parts.yaml")
+    command = [sys.executable, lingua_cpu.__file__, "ours", f"config={tmp_path / 'parts.yaml'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "parts" / "checkpoints" / f"{10:010d}").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM, said
+        newest = max(int(folder.name) for folder in (tmp_path / "parts" / "checkpoints").iterdir())
+        assert f"signal 15 at step {newest} of 40; the checkpoint is written" in said
+    assert not (tmp_path / "parts" / "result.json").exists()
+    train(args)
+    for key in ("loss/out", "loss/mean", "optim/lr"):
+        assert (column(tmp_path / "parts", key) == column(tmp_path / "whole", key)).all(), key
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(lingua, train_args, tmp_path):
+    row = train(train_args(LINGUA))
+    (tmp_path / "run" / "result.json").unlink()
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = train(train_args(LINGUA))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in row.items() if k != "wall_s"}
+
+
+def test_strict_upstream_keeps_the_first_step_at_rate_zero(lingua, train_args, tmp_path):
+    strict = {"synth": {"strict_upstream": True}, "checkpoint": {"dump": {"every": 5, "keep": 0}}}
+    train(train_args(LINGUA, strict, dump_dir=tmp_path / "whole"))
+    train(train_args(LINGUA, strict))
+    forget_from(tmp_path / "run", 11)
+    train(train_args(LINGUA, strict))
+    # Lingua logs the steps after the checkpoint once more, and takes the first of them at rate 0.
+    steps, rates = column(tmp_path / "run", "global_step"), column(tmp_path / "run", "optim/lr")
+    assert steps.tolist() == [*range(1, 13), 11, 12]
+    assert rates[12] == 0 and rates[10] > 0
+    assert "corrected: " not in (tmp_path / "run" / "train.log").read_text()
+    assert "left as in Meta Lingua: learning rate on resume" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_everything_is_put_back_also_after_an_error(lingua, train_args, tmp_path, monkeypatch):
+    import gc
+    import logging
+    import multiprocessing
+
+    before = dict(vars(lingua.train))
+    state = dict(os.environ), list(logging.getLogger().handlers), gc.isenabled(), multiprocessing.get_start_method(True)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lingua.checkpoint.json, "dump", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(train_args(LINGUA))
+    assert {k: v for k, v in vars(lingua.train).items() if before.get(k) is not v} == {}
+    after = dict(os.environ), list(logging.getLogger().handlers), gc.isenabled(), multiprocessing.get_start_method(True)
+    assert after == state
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(lingua, train_args, tmp_path, monkeypatch):
+    expected = train(train_args(LINGUA, dump_dir=tmp_path / "whole"))
+    real, calls = lingua.checkpoint.dcp.save, []
+
+    def full_disk(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise CheckpointException("write", {0: (OSError(28, "No space left on device"), None)})
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(lingua.checkpoint.dcp, "save", full_disk)
+    with pytest.raises(OSError, match=r"step 10 could not be written .*No space left.*earlier checkpoints are whole"):
+        train(train_args(LINGUA))
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [f"{5:010d}"]
+    assert train(train_args(LINGUA))["loss_macro"] == expected["loss_macro"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{step:010d}" for step in (5, 10, 12)]
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(lingua, train_args, tmp_path):
+    with pytest.raises(ValueError, match=r"test: the loss is (nan|inf) at step \d+ \(since the last log line: global"):
+        train(train_args(LINGUA, {"optim": {"lr": 1e30, "clip": 1e30, "warmup": 0}, "synth": {"warmup_ratio": None}}))
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isfinite(record["loss/mean"]) for record in records)
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        assert int(path.name) <= records[-1]["global_step"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distributed": {"model_dtype": "bf16"}},
+        {"distributed": {"selective_activation_checkpointing": True}},
+        {"synth": {"loss": {"backend": "chunked", "chunk_tokens": 100}}},
+        {"model": {"n_kv_heads": 1, "head_dim": 24, "init_std_factor": "global_depth"}},
+        {"logging": {"freq": 4, "acc_freq": None}, "data": {"batch_size": 4}},
+    ],
+    ids=["bf16", "recomputed", "chunked", "heads", "intervals"],
+)
+def test_every_way_to_run_gives_the_native_losses(lingua, train_args, tmp_path, change):
+    train(train_args(NATIVE, change, dump_dir=tmp_path / "native"))
+    train(train_args(LINGUA, change, dump_dir=tmp_path / "lingua"))
+    assert (column(tmp_path / "native", "global_step") == column(tmp_path / "lingua", "global_step")).all()
+    tolerance = 3e-2 if "model_dtype" in change.get("distributed", {}) else 1e-6
+    for key in ("loss/mean", "loss/source/natural"):
+        assert np.abs(column(tmp_path / "native", key) - column(tmp_path / "lingua", key)).max() < tolerance, key
