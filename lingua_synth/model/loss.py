@@ -4,12 +4,13 @@ At 16,384 tokens and a 128k vocabulary the logits alone are 2.1e9 numbers. `toke
 by whichever backend is asked for; all reduce in fp32 and sum the gradient of the output matrix in fp32, whatever the
 compute type. `chunked`, ours, works through chunks of tokens and leaves nothing of their logits behind but gradients:
 
-    forward, per chunk:  z = h W^t;  nll = lse(z) - z[label];  u = softmax(z) - onehot;  dh = u W;  dW += u^t h
+    forward, per chunk:  z = h W^t;  nll = lse(z) - z[label];  u = (softmax(z) - onehot) / n;  dh = u W;  dW += u^t h
 
-Those are the gradients when every token's upstream gradient is 1. A mean or a sum gives all tokens the same one, g, and
-the backward pass only multiplies by g: three matrix products, where computing the logits once more would take four.
+Those are the gradients when the upstream gradient of each of the n tokens is 1/n. A mean or a sum gives all tokens the
+same one, g, and the backward pass only multiplies by n g: three matrix products, where forming the logits once more
+would take four. (For the mean n g is 1 over the accumulation steps, mostly a power of two: bf16 rounds no second time.)
 When upstream gradients differ, dh is still a row-wise product, but dW = sum g_i u_i h_i^t is not: then the backward
-pass forms the chunks again (five products).
+pass forms the chunks again (six products in all).
 """
 
 from __future__ import annotations
@@ -95,9 +96,10 @@ def _plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> 
 
 
 def _chunk_step(
-    logits: torch.Tensor, labels: torch.Tensor, gradients: bool
+    logits: torch.Tensor, labels: torch.Tensor, upstream: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """NLL of a chunk from its logits [n, V] (overwritten), and the gradient of the logits in their type."""
+    """NLL of a chunk from its logits [n, V] (overwritten), and for its upstream gradient the gradient of the logits, in
+    their type."""
     ignored = labels == IGNORED_LABEL
     target = labels.masked_fill(ignored, 0)[:, None]
     wide = logits.float()
@@ -106,11 +108,11 @@ def _chunk_step(
     wide.sub_(top[:, None]).exp_()
     total = wide.sum(1)
     nll = (top + total.log() - at_target).masked_fill(ignored, 0.0)
-    if not gradients:
+    if upstream is None:
         return nll, None
-    # Over infinity: an ignored token's probabilities become its gradient, 0.
-    wide.div_(total.masked_fill(ignored, float("inf"))[:, None])
-    wide.scatter_add_(1, target, ignored.float()[:, None] - 1.0)
+    upstream = upstream.masked_fill(ignored, 0.0)
+    wide.mul_((upstream / total)[:, None])
+    wide.scatter_add_(1, target, -upstream[:, None])
     return nll, wide.to(logits.dtype)
 
 
@@ -132,13 +134,14 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 
 
 class _ChunkedNLL(torch.autograd.Function):
-    """See the module's text. The unit gradients are spent by the first backward pass; a second one forms them again."""
+    """See the module's text. The first backward pass spends the mean's gradients; a second one forms them again."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, chunk: int, gradients: bool
     ) -> torch.Tensor:
-        nll, *ctx.unit_gradients = _in_chunks(hidden, weight, labels, chunk, gradients, None)
+        mean = torch.full(labels.shape, 1 / max(1, labels.numel()), device=hidden.device) if gradients else None
+        nll, *ctx.mean_gradients = _in_chunks(hidden, weight, labels, chunk, mean)
         ctx.save_for_backward(hidden, weight, labels)
         ctx.chunk = chunk
         return nll
@@ -148,14 +151,14 @@ class _ChunkedNLL(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
         hidden, weight, labels = ctx.saved_tensors
-        scale = _common_scale(grad, labels) if ctx.unit_gradients is not None else None
+        scale = _common_scale(grad, labels) if ctx.mean_gradients is not None else None
         if scale is None:
-            _, grad_hidden, grad_weight = _in_chunks(hidden, weight, labels, ctx.chunk, True, grad)
+            _, grad_hidden, grad_weight = _in_chunks(hidden, weight, labels, ctx.chunk, grad)
         else:
-            grad_hidden, grad_weight = ctx.unit_gradients
-            grad_hidden.mul_(scale)
-            grad_weight.mul_(scale)
-        ctx.unit_gradients = None
+            grad_hidden, grad_weight = ctx.mean_gradients
+            grad_hidden.mul_(scale * labels.numel())
+            grad_weight.mul_(scale * labels.numel())
+        ctx.mean_gradients = None
         assert grad_weight is not None, "asked for"
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
@@ -165,27 +168,25 @@ def _in_chunks(
     weight: torch.Tensor,
     labels: torch.Tensor,
     chunk: int,
-    gradients: bool,
     upstream: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """NLL per token, and the gradients of `hidden` and `weight` (fp32) for the upstream gradient (None: ones)."""
+    """NLL per token, and for its upstream gradient the gradients of `hidden` and (fp32) of `weight`."""
     step = _step_on(hidden.device.type)
     weight_compute = weight.to(hidden.dtype)
     num_tokens = hidden.shape[0]
     nll = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
     logits = torch.empty(min(chunk, num_tokens), weight.shape[0], dtype=hidden.dtype, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if gradients else None
-    grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if gradients else None
+    grad_hidden = grad_weight = None
+    if upstream is not None:
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
     for start in range(0, num_tokens, chunk):
         part = slice(start, start + chunk)
         some = logits[: hidden[part].shape[0]]
         torch.mm(hidden[part], weight_compute.t(), out=some)
-        nll[part], grad_logits = step(some, labels[part], gradients)
-        if grad_hidden is None or grad_weight is None:
+        nll[part], grad_logits = step(some, labels[part], None if upstream is None else upstream[part])
+        if grad_logits is None or grad_hidden is None or grad_weight is None:
             continue
-        assert grad_logits is not None, "asked for"
-        if upstream is not None:
-            grad_logits = grad_logits.mul_(upstream[part, None])
         torch.mm(grad_logits, weight_compute, out=grad_hidden[part])
         _add_product(grad_weight, grad_logits.t(), hidden[part])
     return nll, grad_hidden, grad_weight
