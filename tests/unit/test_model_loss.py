@@ -69,7 +69,7 @@ def check(backend, dtype, reduction, device="cpu", ignore=True):
         assert (nll - exact).abs().max() < 0.04
         # Logits, and gradients as they are written down, rounded to bf16: 2.1e-3 here for the plain form too.
         # The packages' hand their gradients of the matrix over in bf16, once more rounded.
-        hidden_limit = weight_limit = 2.5e-3 if backend in ("plain", "chunked") else 3.2e-3
+        hidden_limit = weight_limit = 2.5e-3 if backend in ("plain", "chunked") else 4e-3
         if reduction == "one token":  # nothing averages out
             hidden_limit = weight_limit = 6e-3
     assert abs(float(nll.mean() - exact.mean())) < 1e-3
