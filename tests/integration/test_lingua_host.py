@@ -249,3 +249,18 @@ def test_every_way_to_run_gives_the_native_losses(lingua, train_args, tmp_path, 
     tolerance = 3e-2 if "model_dtype" in change.get("distributed", {}) else 1e-6
     for key in ("loss/mean", "loss/source/natural"):
         assert np.abs(column(tmp_path / "native", key) - column(tmp_path / "lingua", key)).max() < tolerance, key
+
+
+def test_sharded_it_goes_on_from_a_whole_model_s_checkpoint(train_args, tmp_path):
+    """The loss inside `output` finds its weight gathered. (From scratch, Lingua draws other weights on CPU shards.)"""
+    changes = {"synth": {"evaluation": {"every": 9}}}
+    whole = train(train_args(NATIVE, changes, dump_dir=tmp_path / "native"))
+    train(train_args(NATIVE, changes, dump_dir=tmp_path / "parts"))
+    forget_from(tmp_path / "parts", 6)
+    sharded = {"distributed": {"fsdp_type": "full_shard"}, "data": {"batch_size": 2}}
+    dump_args(train_args(LINGUA, changes, sharded, dump_dir=tmp_path / "parts"), tmp_path / "parts.yaml")
+    done = torchrun(2, f"config={tmp_path / 'parts.yaml'}")
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    for key in ("loss/mean", "loss/source/natural", "optim/grad_norm", "optim/lr"):
+        assert np.abs(column(tmp_path / "native", key) - column(tmp_path / "parts", key)).max() < 1e-6, key
+    assert abs(read_json(tmp_path / "parts" / "result.json")["loss_macro"] - whole["loss_macro"]) < 1e-6
