@@ -100,7 +100,8 @@ class VerifiedBPE:
                 break
             sample.append(text)
             self._sample_left -= len(text)
-        self._refuse_difference(sample)
+        if sample:
+            self._refuse_difference(sample)
 
     def _encode_around(self, texts: Sequence[bytes], slow: list[int]) -> FlatIds:
         is_slow = np.zeros(len(texts), dtype=bool)

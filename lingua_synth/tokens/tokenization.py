@@ -31,7 +31,17 @@ from lingua_synth.files import TEMPORARY_SUFFIX, folder_lock, read_json, sha256_
 from lingua_synth.tokens.gathering import ShardPlan, plan_shards, shard_record, write_planned_shard
 from lingua_synth.tokens.shards import FORMAT, MANIFEST, VERSION, read_manifest
 from lingua_synth.tokens.tokenizer import Tokenizer
-from lingua_synth.tokens.units import ObjectReader, Progress, Sizes, Task, Unit, plan_units, run_readers, run_unit
+from lingua_synth.tokens.units import (
+    ObjectReader,
+    Progress,
+    Sizes,
+    Task,
+    Unit,
+    plan_units,
+    prepare_tokenizer,
+    run_readers,
+    run_unit,
+)
 from lingua_synth.tokens.workers import Job, Report, Workers, count_cores, is_portable
 
 WORK_FOLDER = ".tokenizing"
@@ -260,6 +270,7 @@ class _Run:
                 [Job(run_unit, (unit,), str(unit)) for unit in left],
                 on_report=lambda i, value: judged(left[i].index, value),
                 on_result=lambda i, value: unit_done(left[i].index, value),
+                prepare=prepare_tokenizer,
             )
         self._settle()
         return {}

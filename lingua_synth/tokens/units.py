@@ -249,6 +249,12 @@ def scatter(
 # --- one unit ---
 
 
+def prepare_tokenizer(task: Task) -> None:
+    """What a process does before its first unit; what is done already is not done again."""
+    if task.prepares:
+        task.tokenizer.prepare()
+
+
 def run_unit(task: Task, unit: Unit, report: Report) -> dict[str, Any]:
     """Tokenize a unit into its spill; returns its record, which stands in the work folder as well."""
     return run_readers(task, unit.index, [(number, TextReader(part)) for number, part in unit.parts], report)
@@ -261,8 +267,7 @@ def run_readers(
     import pyarrow as pa
 
     hashes: dict[str, str] = {}
-    if task.prepares:
-        task.tokenizer.prepare()
+    prepare_tokenizer(task)
     task.unit_rejects(index).unlink(missing_ok=True)
     with (
         contextlib.ExitStack() as stack,

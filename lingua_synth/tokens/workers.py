@@ -1,15 +1,24 @@
 """Jobs on all cores: worker processes that start clean, report while they work, and end with their parent.
 
 A job is a function with its arguments; it is called as `function(state, *arguments, report)`, where `state` was sent
-to each worker once. With one worker, jobs run in this process by the very same call.
+to the workers once. With one worker, jobs run in this process by the very same call.
 
-The processes are plain interpreters and no forks, nor do they import the caller's `__main__`, so a script needs no
-`if __name__ == "__main__"`. Each holds the reading end of a pipe that nobody writes to: when the parent dies, by
-`kill -9` too, the pipe ends, and the worker with it.
+    this process ──state──> origin, a plain interpreter ──fork──> worker, worker, ...
+         └────────────────── jobs, reports, results ──────────────────┘
+
+Workers are copies of one process, the origin: what takes long to make ready (a vocabulary: 2 CPU-seconds, 200 MB) is
+made once for all of them. Forking is safe in a process of one thread, so the origin looks at itself: where it has
+more, or the system is not Linux, each worker is an origin of its own. No origin is a fork of this process, nor does it
+import the caller's `__main__`, so a script needs no `if __name__ == "__main__"`.
+
+Each worker holds the reading end of a pipe that nobody writes to: when this process dies, by `kill -9` too, the pipe
+ends, and the worker with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -23,15 +32,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 Report = Callable[[Any], None]
 
 # Arrays of some ten MB come and go all the time, and glibc hands each back to the system, which then has to clear its
 # pages again: 0.73 s of system time per 87 MB of text tokenized, against 0.23 s with these.
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+# Workers calculate nothing with these; their threads would be in the way of a fork.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -57,19 +69,27 @@ def count_cores() -> int:
 class Workers:
     """`num_workers` processes, or this one for 1; a context manager that leaves none behind.
 
-    `state` travels to each worker by pickle, before its first job. What a worker warns of is warned of here.
+    `state` travels by pickle, before the first job. What a worker warns of is warned of here.
     """
 
     def __init__(self, num_workers: int, state: Any) -> None:
         self._num_workers = num_workers
         self._state = state
-        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
+        self._origins: list[_Origin] = []
+        self._workers: dict[Connection, tuple[_Origin, int]] = {}
         self._lifeline: int | None = None
 
     def run(
-        self, jobs: Iterable[Job], on_report: Callable[[int, Any], None], on_result: Callable[[int, Any], None]
+        self,
+        jobs: Iterable[Job],
+        on_report: Callable[[int, Any], None],
+        on_result: Callable[[int, Any], None],
+        prepare: Callable[[Any], Any] | None = None,
     ) -> None:
         """Run all jobs, started in order; for job i `on_report(i, value)` and `on_result(i, value)` are called here.
+
+        `prepare(state)` is called before the first worker starts, in the process that workers are copies of; not
+        where jobs run in this process, and not where there are workers from an earlier call.
 
         What a job raises is raised here, as is what the callbacks raise: the caller leaves the `with` block, and
         the other workers are ended. ChildProcessError when a worker dies.
@@ -81,25 +101,29 @@ class Workers:
                 on_result(i, result)
             return
         waiting = deque(enumerate(jobs))
-        while len(self._processes) < min(self._num_workers, len(jobs)):
-            self._start()
-        idle = deque(self._processes)
+        self._start(min(self._num_workers, len(jobs)), prepare)
+        idle = deque(self._workers)
         busy: dict[Connection, int] = {}
         while waiting or busy:
             while waiting and idle:
                 connection = idle.popleft()
                 busy[connection], job = waiting.popleft()
-                self._send(connection, (job.function, job.arguments), job.name)
+                try:
+                    connection.send((job.function, job.arguments))
+                except (BrokenPipeError, ConnectionResetError):
+                    raise self._died(connection, job.name) from None
             for ready in wait(list(busy)):
                 assert isinstance(ready, Connection), "what was given to wait"
                 connection = ready
                 i = busy[connection]
-                kind, value = self._receive(connection, jobs[i].name)
+                try:
+                    kind, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    raise self._died(connection, jobs[i].name) from None
                 if kind == "report":
                     on_report(i, value)
                 elif kind == "warning":
-                    message, category = value
-                    warnings.warn(message, category, stacklevel=2)
+                    _warn(value)
                 elif kind == "result":
                     del busy[connection]
                     idle.append(connection)
@@ -107,41 +131,25 @@ class Workers:
                 else:
                     raise value
 
-    def _start(self) -> None:
+    def _start(self, num_workers: int, prepare: Callable[[Any], Any] | None) -> None:
         if self._lifeline is None:
             self._lifeline_end, self._lifeline = os.pipe()
-        ours, theirs = socket.socketpair()
-        search_path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", "import sys; from lingua_synth.tokens.workers import serve; "
-                 "serve(int(sys.argv[1]), int(sys.argv[2]))", str(theirs.fileno()), str(self._lifeline_end)],
-                pass_fds=(theirs.fileno(), self._lifeline_end), stdin=subprocess.DEVNULL,
-                env={**MALLOC_SETTINGS, **os.environ, "PYTHONPATH": search_path},
-            )  # fmt: skip
-        connection = Connection(ours.detach())
-        self._processes[connection] = process
-        self._send(connection, self._state, "its start")
+        while len(self._workers) < num_workers:
+            if not (self._origins and self._origins[0].can_fork):
+                # The first one shows whether it is enough; if it is not, the others get ready side by side.
+                count = num_workers - len(self._workers) if self._origins else 1
+                begun = [_Origin(self._lifeline_end, self._state, prepare) for _ in range(count)]
+                self._origins += begun
+                for origin in begun:
+                    origin.await_ready()
+            origins = [self._origins[0]] if self._origins[0].can_fork else self._origins[len(self._workers) :]
+            for origin in origins:
+                connection, pid = origin.start_worker()
+                self._workers[connection] = origin, pid
 
-    def _send(self, connection: Connection, value: Any, name: str) -> None:
-        try:
-            connection.send(value)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._died(connection, name) from None
-
-    def _receive(self, connection: Connection, name: str) -> Any:
-        try:
-            return connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._died(connection, name) from None
-
-    def _died(self, connection: Connection, name: str) -> ChildProcessError:
-        code = self._processes[connection].wait()
-        how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with code {code}"
-        return ChildProcessError(
-            f"a worker process {how} at {name}. What was finished is kept: the same call goes on from there; fewer "
-            "workers need less memory"
-        )
+    def _died(self, connection: Connection, name: str) -> WorkerDied:
+        origin, pid = self._workers[connection]
+        return WorkerDied(origin.await_end(pid), name)
 
     def __enter__(self) -> Workers:
         return self
@@ -149,33 +157,181 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for connection, process in self._processes.items():
+        for origin in self._origins:
             if error is not None:
-                process.kill()
+                origin.kill()
+        for connection in self._workers:
             connection.close()
-            process.wait()
-        self._processes.clear()
+        for origin in self._origins:
+            origin.end()
+        self._workers.clear()
+        self._origins.clear()
         if self._lifeline is not None:
             os.close(self._lifeline)
             os.close(self._lifeline_end)
             self._lifeline = None
 
 
+class WorkerDied(ChildProcessError):
+    """A worker process ended on its own, with `code` (below 0: by that signal), at the work called `name`."""
+
+    def __init__(self, code: int | None, name: str) -> None:
+        how = "ended" if code is None else f"ended with code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by signal {-code} (out of memory?)"
+        super().__init__(
+            f"a worker process {how} at {name}; fewer workers need less memory. What is finished is kept, and the same "
+            "call goes on from there"
+        )
+
+
+class _Origin:
+    """The process that workers are copies of, seen from here."""
+
+    def __init__(self, lifeline: int, state: Any, prepare: Callable[[Any], Any] | None) -> None:
+        self.can_fork = False
+        ours, theirs = socket.socketpair()
+        search_path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", "import sys; from lingua_synth.tokens.workers import serve_origin; "
+                 "serve_origin(int(sys.argv[1]), int(sys.argv[2]))", str(theirs.fileno()), str(lifeline)],
+                pass_fds=(theirs.fileno(), lifeline), stdin=subprocess.DEVNULL,
+                env={**MALLOC_SETTINGS, **os.environ, **ONE_THREAD, "PYTHONPATH": search_path},
+            )  # fmt: skip
+        self._control = Connection(ours.detach())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: await_ready says so
+            self._control.send((state, prepare))
+
+    def await_ready(self) -> None:
+        """Wait until it has the state and is prepared."""
+        self.can_fork = self._answer()
+
+    def start_worker(self) -> tuple[Connection, int]:
+        """(connection to, process id of) a new worker: a fork, or itself."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._control.send("worker")
+            send_handle(self._control, theirs.fileno(), self._process.pid)
+        pid = self._answer()
+        return Connection(ours.detach()), pid
+
+    def await_end(self, pid: int) -> int | None:
+        """How a worker ended that has closed its connection: its exit code, below 0 for a signal; None if unknown."""
+        if pid == self._process.pid:
+            return self._process.wait()
+        try:
+            self._control.send(("wait", pid))
+            return self._control.recv()[1]
+        except (EOFError, OSError):
+            return None  # the origin was killed too
+
+    def kill(self) -> None:
+        """End it and its workers, whatever they are doing."""
+        if self.can_fork:
+            with contextlib.suppress(OSError):
+                self._control.send("kill")
+        else:
+            self._process.kill()
+
+    def end(self) -> None:
+        """Wait until it and its workers, to which nobody is connected any more, have ended."""
+        self._control.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        while True:
+            try:
+                kind, value = self._control.recv()
+            except (EOFError, ConnectionResetError):
+                raise WorkerDied(self._process.wait(), "its start") from None
+            if kind == "warning":
+                _warn(value)
+            elif kind == "error":
+                raise value
+            else:
+                return value
+
+
+def _warn(value: tuple[str, type[Warning]]) -> None:
+    warnings.warn(*value, stacklevel=4)
+
+
+# --- in the origin ---
+
+
+def serve_origin(control_number: int, lifeline: int) -> None:
+    """Get ready, and start workers as the parent asks for them; what an origin runs until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    control = Connection(control_number)
+    workers: set[int] = set()
+    _send_warnings(control)
+    try:
+        state, prepare = control.recv()
+        try:
+            if prepare is not None:
+                prepare(state)
+        except BaseException as error:
+            control.send(("error", _portable(error)))
+            return
+        can_fork = _has_one_thread()
+        gc.freeze()  # a collection in a worker would write to, and so copy, what it shares with the others
+        control.send(("ready", can_fork))
+        while True:
+            asked = control.recv()
+            if asked == "worker":
+                connection_number = recv_handle(control)
+                if can_fork and (pid := os.fork()):
+                    os.close(connection_number)
+                    workers.add(pid)
+                    control.send(("pid", pid))
+                elif can_fork:
+                    control.close()
+                    _serve_and_exit(connection_number, lifeline, state)
+                else:
+                    control.send(("pid", os.getpid()))
+                    _serve_and_exit(connection_number, lifeline, state)
+            elif asked == "kill":
+                for pid in workers:
+                    os.kill(pid, signal.SIGKILL)
+            else:
+                _, pid = asked
+                workers.remove(pid)
+                control.send(("code", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+    except (EOFError, ConnectionResetError, BrokenPipeError):
+        pass  # the parent has hung up
+    for pid in workers:  # they end as well, each when its work or its connection does
+        os.waitpid(pid, 0)
+
+
+def _has_one_thread() -> bool:
+    try:
+        return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
 # --- in the worker ---
 
 
-def serve(connection_number: int, lifeline: int) -> None:
-    """Answer the parent's jobs until it hangs up; what a worker process runs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
-    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-    connection = Connection(connection_number)
-
-    def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        connection.send(("warning", (str(message), category)))
-
-    warnings.showwarning = show_warning
+def _serve_and_exit(connection_number: int, lifeline: int, state: Any) -> NoReturn:
+    code = 1
     try:
-        state = connection.recv()
+        _serve(Connection(connection_number), lifeline, state)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)  # nothing of the origin is ours to clean up
+
+
+def _serve(connection: Connection, lifeline: int, state: Any) -> None:
+    """Answer the parent's jobs until it hangs up."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    _send_warnings(connection)
+    try:
         while True:
             function, arguments = connection.recv()
             answer: tuple[str, Any]
@@ -184,8 +340,15 @@ def serve(connection_number: int, lifeline: int) -> None:
             except BaseException as error:
                 answer = "error", _portable(error)
             connection.send(answer)
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has hung up
+
+
+def _send_warnings(connection: Connection) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        connection.send(("warning", (str(message), category)))
+
+    warnings.showwarning = show_warning
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,13 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
-from tokens_doubles import Counting, DiesOnce, Slow
+from tokens_doubles import Counting, DiesOnce, ExitsAtStart, Prepared, Slow, die_or_sleep
 
 from lingua_synth.cli import main
+from lingua_synth.config import run_command
 from lingua_synth.documents import Document, Rejects, read_documents, write_documents
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenization, tokenize, verify_shards
 from lingua_synth.tokens.gathering import even_cuts
 from lingua_synth.tokens.units import Sizes, document_keys, plan_units
+from lingua_synth.tokens.workers import Job, WorkerDied, Workers
 
 BYTES = build_tokenizer("bytes")
 SMALL = Sizes(
@@ -224,8 +227,13 @@ def start(documents, out, double, shuffle_seed=0, num_workers=2):
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stderr=subprocess.PIPE, text=True)
 
 
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def descendants(pid):
+    """The processes below one: the origin, whose copies workers are, and the workers."""
+    try:
+        found = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return found + [below for child in found for below in descendants(child)]
 
 
 def is_alive(pid):
@@ -256,7 +264,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, sma
         time.sleep(rng.random() * 0.02)
         if process.poll() is not None:
             break
-        workers = children(process.pid)
+        workers = descendants(process.pid)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         wait_until(lambda pids=workers: not any(map(is_alive, pids)), 5)
@@ -277,10 +285,10 @@ def test_workers_end_with_their_parent_whatever_they_do(tmp_path, corpus):
     process = start(corpus, tmp_path / "out", "tokens_doubles.Stuck()")
     work = tmp_path / "out" / ".tokenizing"
     wait_until(lambda: len(list(work.glob(".unit-*.tmp"))) == 2)  # both are at work
-    workers = children(process.pid)
+    workers = descendants(process.pid)
     process.kill()
     process.wait()  # their ends of its pipes are open while they live
-    assert len(workers) == 2
+    assert len(workers) == 3
     wait_until(lambda: not any(map(is_alive, workers)), 5)
 
 
@@ -326,6 +334,68 @@ def test_a_killed_worker_is_reported_and_the_next_call_goes_on(tmp_path, corpus,
     assert list((tmp_path / "out" / ".tokenizing").glob("unit-*.json"))
     run(corpus, tmp_path / "out", tokenizer, num_workers=2)
     assert content(tmp_path / "out") == content(tmp_path / "expected")
+
+
+def test_a_killed_worker_reads_right_at_the_command_line(tmp_path, corpus, small, capsys):
+    def main(argv):
+        run(corpus, tmp_path / "out", DiesOnce("1050 ", tmp_path / "flag"), num_workers=2)
+
+    assert run_command(main, []) == 1
+    shown = capsys.readouterr().err
+    assert re.search(
+        r"error: a worker process was killed by signal 9 \(out of memory\?\) at .+; fewer workers need less memory\. "
+        "What is finished is kept, and the same call goes on from there; nothing half-written is kept$",
+        shown.strip(),
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forks on Linux alone")
+@pytest.mark.parametrize("with_thread", [False, True])
+def test_the_tokenizer_is_prepared_once_for_all_workers_where_a_fork_is_safe(
+    tmp_path, corpus, small, monkeypatch, with_thread
+):
+    run(corpus, tmp_path / "expected")
+    monkeypatch.setattr(tokenization, "SIZES", replace(SMALL, prepare_bytes=1))
+    tokenizer = Prepared(tmp_path / "log", with_thread)
+    run(corpus, tmp_path / "out", tokenizer, num_workers=3)
+    assert content(tmp_path / "out") == content(tmp_path / "expected")
+    said = (tmp_path / "log").read_text().split()
+    # With a thread in it, a process is not forked: each of the three prepares itself.
+    assert len(said) == len(set(said)) == (3 if with_thread else 1)
+    assert str(os.getpid()) not in said
+
+
+@pytest.mark.parametrize("with_thread", [False, True])
+def test_workers_of_both_kinds_die_and_are_killed(with_thread, tmp_path):
+    """What a worker's death or a callback's error does to it and the others."""
+
+    def run_two(num_seconds, error=None):
+        with Workers(2, Prepared(tmp_path / "log", with_thread)) as workers:
+            jobs = [Job(die_or_sleep, (number, num_seconds), f"job {number}") for number in range(2)]
+
+            def on_report(i, pid):
+                pids.append(pid)
+                if error is not None and len(pids) == 2:
+                    raise error
+
+            workers.run(jobs, on_report, lambda i, value: None)
+
+    pids = []
+    with pytest.raises(WorkerDied, match=r"was killed by signal 9 .out of memory.. at job 1; "):
+        run_two(1_000)
+    assert len(pids) == 2 and not any(map(is_alive, pids))
+    pids.clear()
+    with pytest.raises(KeyError):
+        run_two(-1_000, KeyError("a callback's"))
+    assert len(pids) == 2 and not any(map(is_alive, pids))
+
+
+def test_a_worker_that_cannot_start_is_reported(tmp_path):
+    with (
+        pytest.raises(WorkerDied, match="a worker process ended with code 3 at its start"),
+        Workers(2, ExitsAtStart()) as workers,
+    ):
+        workers.run([Job(die_or_sleep, (0, 0), "a job")] * 2, print, print)
 
 
 # --- bad input, in a worker ---

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 from lingua_synth.tokens import build_tokenizer
@@ -47,3 +48,40 @@ class Counting(ByteTokenizer):
         with open(self._log, "a") as file:
             file.write(f"{len(texts)}\n")
         return super().encode_flat(texts)
+
+
+class Prepared(ByteTokenizer):
+    """Writes down which processes prepare it first, and has a thread of its own in each that it travelled to."""
+
+    is_prepared = False
+
+    def __init__(self, log, with_thread):
+        self._log, self._with_thread = str(log), with_thread
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if self._with_thread:
+            threading.Thread(target=time.sleep, args=(1_000,), daemon=True).start()
+
+    def prepare(self):
+        if not self.is_prepared:
+            self.is_prepared = True
+            with open(self._log, "a") as file:
+                file.write(f"{os.getpid()}\n")
+        return self.name
+
+
+class ExitsAtStart:
+    """Ends the process that it travels to."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def die_or_sleep(state, number, num_seconds, report):
+    """A job: number 1 is killed after a while, unless `num_seconds` is below 0, and the other one takes its time."""
+    report(os.getpid())
+    if number == 1 and num_seconds > 0:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(abs(num_seconds))
