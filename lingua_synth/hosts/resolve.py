@@ -104,7 +104,7 @@ def _data(args: TrainArgs, shards: Mapping[str, TokenSource], num_ranks: int) ->
     if missing:
         notes.append(
             f"MISSING: data.root_dir. Lingua reads folders of {CHUNKS}, and the documents of {', '.join(missing)} are "
-            "none: write them as such under <root_dir>/<source>/, or name such folders in synth.sources.<name>.documents"
+            "none: write such under <root_dir>/<source>/, or name such folders in synth.sources.<name>.documents"
         )
         data |= {"root_dir": None, "sources": weights}
     else:
@@ -146,14 +146,14 @@ def _weights(args: TrainArgs, shards: Mapping[str, TokenSource]) -> tuple[dict[s
     asked = ", ".join(f"{name} {ratio:.4g}" for name, ratio in ratios.items())
     if set(shards) != set(ratios):
         return ratios, [
-            f"data.sources are weights by DOCUMENT in Lingua, and here the ratios of tokens ({asked}): sources of longer "
-            "documents will have more than their share. With token shards of all sources they would be corrected"
+            f"data.sources are weights by DOCUMENT in Lingua, and here the ratios of tokens ({asked}): sources of "
+            "longer documents will have more than their share. With token shards of all sources they would be corrected"
         ]
     per_token = {name: ratio * shards[name].num_documents / shards[name].num_tokens for name, ratio in ratios.items()}
     total = sum(per_token.values())
     return {name: weight / total for name, weight in per_token.items()}, [
-        f"data.sources are weights by DOCUMENT in Lingua: the ratios of tokens ({asked}) over the mean document length. "
-        "The shares of tokens hold on average, not exactly"
+        f"data.sources are weights by DOCUMENT in Lingua: the ratios of tokens ({asked}) over the mean length of "
+        "their documents. The shares of tokens hold on average, not exactly"
     ]
 
 

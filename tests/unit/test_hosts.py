@@ -94,7 +94,7 @@ def test_a_missing_lingua_is_named_with_the_way_to_get_it(no_lingua, monkeypatch
     ):
         host.import_lingua()
     monkeypatch.setenv("LINGUA_DIR", str(no_lingua))
-    with pytest.raises(ValueError, match="is no checkout of Meta Lingua: no apps/main/train.py in it"):
+    with pytest.raises(ValueError, match=r"is no checkout of Meta Lingua: no apps/main/train\.py in it"):
         host.import_lingua()
 
 
