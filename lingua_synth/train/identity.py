@@ -19,7 +19,7 @@ from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
-from lingua_synth.train.folder import CONFIG, IDENTITY, RESULT
+from lingua_synth.train.folder import CONFIG, IDENTITY, METRICS, RESULT
 
 # What may differ between two calls for one run: it changes no number of the result, or none beyond rounding. A run may
 # go on with other ranks, sharded or not, and in the other host.
@@ -121,23 +121,22 @@ _MIXTURE_KEYS = ("mixture", "sources", "stages", "on_exhaustion")
 def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Write the config of a new run, or check that the folder holds this one; returns the run's identity.
 
-    With `synth.mixture_change=append` a run that is not finished may go on with another mixture; its identity lists
-    the earlier ones. ValueError names what differs otherwise.
+    A folder in which no step was logged yet is anybody's. With `synth.mixture_change=append` a run that is not finished
+    may go on with another mixture; its identity lists the earlier ones. ValueError names what differs otherwise.
     """
     path = run_dir / IDENTITY
-    if path.is_file():
+    writes = True
+    if path.is_file() and _has_begun(run_dir):
         there = read_json(path)
         earlier = there.pop("earlier_mixtures", [])
         different = _differences(identity, _without_free_keys(there), to_dict(TrainArgs()))
-        if different and args.synth.mixture_change == "append" and not (run_dir / RESULT).is_file():
+        writes = bool(different) and args.synth.mixture_change == "append" and not (run_dir / RESULT).is_file()
+        if writes:
             theirs = {key: there["synth"].pop(key, None) for key in _MIXTURE_KEYS}
             ours = dict(identity, synth={k: v for k, v in identity["synth"].items() if k not in _MIXTURE_KEYS})
             different = _differences(ours, _without_free_keys(there), to_dict(TrainArgs()))
             # Before the first checkpoint nothing was trained on the earlier mixture.
             earlier = [*earlier, theirs] if list_checkpoints(run_dir) else earlier
-            replaces = True
-        else:
-            replaces = False
         if different:
             shown = "; ".join(different[:5]) + (f"; and {len(different) - 5} more" if len(different) > 5 else "")
             raise ValueError(
@@ -146,14 +145,14 @@ def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks
                 * any(one.startswith("synth.sources") or one.startswith("synth.stages") for one in different)
             )
         identity = identity | ({"earlier_mixtures": earlier} if earlier else {})
-        ranks.barrier()
-        if replaces and ranks.is_main:
-            dump_args(args, run_dir / CONFIG)
-            write_json(path, identity)
-    else:
-        ranks.barrier()
-        if ranks.is_main:
-            dump_args(args, run_dir / CONFIG)
-            write_json(path, identity)
+    ranks.barrier()
+    if writes and ranks.is_main:
+        dump_args(args, run_dir / CONFIG)
+        write_json(path, identity)
     ranks.barrier()
     return identity
+
+
+def _has_begun(run_dir: Path) -> bool:
+    metrics = run_dir / METRICS
+    return bool(list_checkpoints(run_dir)) or (metrics.is_file() and metrics.stat().st_size > 0)
