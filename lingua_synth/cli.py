@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tokenize": ("lingua_synth.tokens.command", "documents -> token shards (run, verify)"),
     "mix": ("lingua_synth.mixture.command", "what a mixture asks of its sources; trains nothing"),
     "train": ("lingua_synth.train.command", "one training run; under torchrun: -m lingua_synth.train"),
+    "resolve": ("lingua_synth.hosts.command", "the same run as a plain YAML for a stock Meta Lingua"),
     "evaluate": ("lingua_synth.evaluate.command", "held-out loss per domain of a trained model"),
     "study": ("lingua_synth.study.command", "a grid of runs (plan, launch, status, collect)"),
     "fit": ("lingua_synth.scaling.command", "scaling laws with intervals from a runs table"),
