@@ -28,6 +28,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
@@ -132,13 +133,15 @@ class VerifiedBPE:
 
 
 def refuse_other_version() -> None:
-    """FastPathUnavailable when gigatoken is not installed, or not in the one version that is used."""
+    """FastPathUnavailable when gigatoken is not installed, not in the one version that is used, or without awkward."""
     try:
         found = metadata.version("gigatoken")
     except metadata.PackageNotFoundError:
         raise FastPathUnavailable(f"gigatoken is not installed (pip install gigatoken=={VERSION})") from None
     if found != VERSION:
         raise FastPathUnavailable(f"gigatoken is {found}, checked was {VERSION} (pip install gigatoken=={VERSION})")
+    if find_spec("awkward") is None:  # as after `pip install --no-deps`; gigatoken itself fails at the first text only
+        raise FastPathUnavailable("gigatoken is installed, awkward, which it needs, is not (pip install awkward)")
 
 
 def _load_gigatoken(ranks: Mapping[bytes, int], pattern: str) -> Callable[[Sequence[bytes]], FlatIds]:

@@ -212,6 +212,7 @@ def test_a_panic_or_an_error_means_tiktoken_for_this_batch_and_on(ranks_file, mo
             return type("Rows", (), {"layout": type("Layout", (), {"content": data(ids), "offsets": data(offsets)})})
 
     monkeypatch.setattr(metadata, "version", lambda name: fast_bpe.VERSION)
+    monkeypatch.setattr(fast_bpe, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "gigatoken", type("Module", (), {"Tokenizer": Library}))
     monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
     tokenizer = build_tokenizer("tiktoken", ranks_file)
@@ -256,6 +257,15 @@ def test_a_missing_or_another_gigatoken_is_not_used(ranks_file, monkeypatch, fou
         assert_tiktoken_ids(tokenizer, ranks_file, TEXTS)
 
 
+def test_gigatoken_without_awkward_is_named_so(ranks_file, monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: fast_bpe.VERSION)
+    monkeypatch.setattr(fast_bpe, "find_spec", lambda name: None if name == "awkward" else name)
+    tokenizer = build_tokenizer("tiktoken", ranks_file)
+    monkeypatch.setattr(tokenizer_module, "FAST_AFTER_BYTES", 0)
+    with pytest.warns(UserWarning, match=r"gigatoken .*: gigatoken is installed, awkward, which it needs, is not .pip"):
+        assert_tiktoken_ids(tokenizer, ranks_file, TEXTS)
+
+
 def test_wrong_ids_later_stop_the_run(ranks_file, monkeypatch):
     monkeypatch.setattr(fast_bpe, "SAMPLE_BYTES", len("first"))
     wrong = []
@@ -278,6 +288,7 @@ def test_wrong_ids_later_stop_the_run(ranks_file, monkeypatch):
 
 def test_a_tokenizer_goes_to_a_worker_process_without_the_library_s_object(ranks_file, monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: fast_bpe.VERSION)
+    monkeypatch.setattr(fast_bpe, "find_spec", lambda name: name)
     tokenizer = build(monkeypatch, ranks_file, Double())
     tokenizer.encode_flat(TEXTS)
     copy = pickle.loads(pickle.dumps(tokenizer))
