@@ -169,8 +169,9 @@ def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Rep
         done = Progress(documents=first, tokens=done.tokens + int(piece.lengths.sum()))
         report(done)
     entry = write_shard(
-        task.out_dir / shard_name(plan.index), tokens, offsets, pa.array(num_bytes[order]), ids.take(pa.array(order))
-    )
+        task.out_dir / shard_name(plan.index), tokens, offsets, pa.array(num_bytes[order]), ids.take(pa.array(order)),
+        tokenizer_sha256=task.tokenizer.sha256,
+    )  # fmt: skip
     assert entry["tokens"] == plan.tokens, "the plan counted these documents"
     write_json(shard_record(task, plan.index), entry)
     return entry

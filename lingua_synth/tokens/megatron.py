@@ -129,7 +129,9 @@ def import_megatron(
         with _bar("import", dataset.num_tokens, progress) as bar:
             for start, end in _shard_ranges(dataset.first_tokens, shard_tokens):
                 if columns := converter.columns(start, end):
-                    files.append(write_shard(out_dir / shard_name(len(files)), *columns))
+                    files.append(
+                        write_shard(out_dir / shard_name(len(files)), *columns, tokenizer_sha256=tokenizer.sha256)
+                    )
                 bar.update(int(dataset.first_tokens[end] - dataset.first_tokens[start]))
         if not files:
             raise ValueError(f"{prefix}.bin holds no tokens ({dataset.num_documents:,} documents)")
@@ -265,7 +267,7 @@ class _Converter:
         self.all_have_bos = self.all_have_eos = True
         self.num_empty = 0
 
-    def columns(self, start: int, end: int) -> tuple[Any, ...] | None:
+    def columns(self, start: int, end: int) -> tuple[Any, Any, Any, list[str]] | None:
         """(tokens, offsets, num_bytes, ids) of the documents [start, end), None when they are all empty."""
         first = self._dataset.first_tokens
         found = self._dataset.tokens[first[start] : first[end]]

@@ -2,6 +2,7 @@
 
 A folder of shards holds Arrow IPC files (one record batch each: `tokens` as a list of uint16 or uint32 per
 document, `num_bytes` of its UTF-8 text, its `id`) and `manifest.json`, written last: without it there are no shards.
+Its schema names the vocabulary, so that a file is not read as ids of another one, whatever folder it came into.
 A shard stores one document after the other, so all of its tokens are one contiguous array that is mapped,
 never loaded. `tokenization.py` makes them of documents, `source.py` reads them.
 
@@ -23,6 +24,8 @@ from lingua_synth.files import atomic_file, read_json
 FORMAT = "lingua_synth token shards"
 VERSION = 1
 MANIFEST = "manifest.json"
+TOKENIZER_KEY = b"lingua_synth.tokenizer_sha256"
+"""Of the schema's metadata: the SHA-256 of the vocabulary, hexadecimal. Shards of 0.1 have none."""
 
 
 def shard_name(index: int) -> str:
@@ -40,12 +43,18 @@ def shard_schema(dtype: np.dtype[Any]) -> Any:
 
 
 def write_shard(
-    path: str | Path, tokens: npt.NDArray[Any], offsets: npt.NDArray[np.int64], num_bytes: Any, ids: Any
+    path: str | Path,
+    tokens: npt.NDArray[Any],
+    offsets: npt.NDArray[np.int64],
+    num_bytes: Any,
+    ids: Any,
+    tokenizer_sha256: str | None = None,
 ) -> dict[str, Any]:
     """Write one shard atomically; returns its entry of the manifest.
 
     Document i has the tokens `tokens[offsets[i]:offsets[i + 1]]` (offsets int64, from 0 to len(tokens)), `num_bytes[i]`
     bytes of UTF-8 text and the id `ids[i]`; both may be any sequence or Arrow array. The SHA-256 is taken on the way.
+    `tokenizer_sha256` is the vocabulary that the ids are of; None for ids of none.
     """
     import pyarrow as pa
 
@@ -57,6 +66,8 @@ def write_shard(
         num_bytes if isinstance(num_bytes, pa.Array) else pa.array(num_bytes, pa.uint64()),
         ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string()),
     ]
+    if tokenizer_sha256 is not None:
+        schema = schema.with_metadata({TOKENIZER_KEY: tokenizer_sha256})
     # One record batch: only inside one batch are the tokens of all documents one contiguous array.
     with atomic_file(path, "wb") as file:
         hashed = HashedFile(file)

@@ -2,8 +2,8 @@
 
 A source is the concatenation of its documents in the order of its files. A window is any stretch of it; where
 it lies in one file it is a view into the mapped file, so a thousand runs on one machine share the same pages.
-What is opened is what was written: size and counts of every file are compared with the manifest before the first
-token is read.
+What is opened is what was written: size, counts and vocabulary of every file are compared with the manifest before
+the first token is read.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import sha256_file, sha256_json
-from lingua_synth.tokens.shards import read_manifest, shard_schema
+from lingua_synth.tokens.shards import MANIFEST, TOKENIZER_KEY, read_manifest, shard_schema
 
 
 class TokenSource:
     """Read-only access to a folder of token shards. Safe to share between threads; opening costs no memory.
 
-    Raises ValueError when the folder is not finished, a file is missing, or a file's size, layout or counts differ from
-    the manifest; `verify=True` also hashes every file (reads all of it).
+    Raises ValueError when the folder is not finished, a file is missing, or a file's size, layout, counts or vocabulary
+    differ from the manifest; `verify=True` also hashes every file (reads all of it).
     """
 
     def __init__(self, path: str | Path, verify: bool = False) -> None:
@@ -35,7 +35,7 @@ class TokenSource:
         if verify:
             for entry in self.manifest["files"]:
                 _refuse_other_hash(self.path, entry)
-        self._shards = [_open_shard(self.path, entry, self.dtype) for entry in self.manifest["files"]]
+        self._shards = [_open_shard(self.path, entry, self.manifest) for entry in self.manifest["files"]]
         self._first_tokens = _cumulative(len(shard.tokens) for shard in self._shards)
         self._first_documents = _cumulative(shard.num_documents for shard in self._shards)
         self.num_tokens: int = self._first_tokens[-1]
@@ -140,7 +140,8 @@ def verify_shards(path: str | Path) -> list[str]:
     """Problems of a folder of token shards, one sentence each; an empty list means every byte is as written.
 
     Finds a missing, truncated, longer or changed file (size and SHA-256), a file that the manifest does not name,
-    counts that do not add up, and ids outside the vocabulary. Reads every file, in constant memory.
+    counts that do not add up, a file of another vocabulary, and ids outside the vocabulary. Reads every file, in
+    constant memory.
     """
     path = Path(path)
     try:
@@ -179,10 +180,11 @@ class _Shard:
         self.num_documents: int = batch.num_rows
 
 
-def _open_shard(folder: Path, entry: dict[str, Any], dtype: np.dtype[Any]) -> _Shard:
+def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> _Shard:
     import pyarrow as pa
 
     path = _refuse_other_size(folder, entry)
+    dtype = np.dtype(manifest["dtype"])
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         num_batches, schema = reader.num_record_batches, reader.schema
@@ -195,6 +197,13 @@ def _open_shard(folder: Path, entry: dict[str, Any], dtype: np.dtype[Any]) -> _S
         ) from None
     if shard is None:
         raise ValueError(f"{path} is no shard of this library: {num_batches} record batches, columns {schema.names}")
+    vocabulary = (schema.metadata or {}).get(TOKENIZER_KEY)
+    if vocabulary is not None and vocabulary.decode("ascii", "replace") != manifest["tokenizer"]["sha256"]:
+        raise ValueError(
+            f"{path} holds ids of the vocabulary {vocabulary[:12].decode('ascii', 'replace')}..., {folder / MANIFEST} "
+            f"names {manifest['tokenizer']['sha256'][:12]}...: the file is of another folder, or the manifest was "
+            "edited; copy the folder again, or delete it and tokenize again"
+        )
     found = {"documents": shard.num_documents, "tokens": len(shard.tokens)}
     for key, count in found.items():
         if count != entry[key]:
@@ -229,8 +238,8 @@ def _refuse_other_hash(folder: Path, entry: dict[str, Any]) -> None:
 
 
 def _refuse_unknown_ids(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
-    dtype, n_words = np.dtype(manifest["dtype"]), manifest["tokenizer"]["n_words"]
-    tokens = _open_shard(folder, entry, dtype).tokens
+    n_words = manifest["tokenizer"]["n_words"]
+    tokens = _open_shard(folder, entry, manifest).tokens
     largest = int(tokens.max()) if len(tokens) else 0
     if largest >= n_words:
         raise ValueError(f"{folder / entry['name']} holds the id {largest}, the vocabulary has {n_words} words")

@@ -45,7 +45,7 @@ from lingua_synth.tokens.units import (
 from lingua_synth.tokens.workers import Job, Report, Workers, count_cores, is_portable
 
 WORK_FOLDER = ".tokenizing"
-WORK_VERSION = 1
+WORK_VERSION = 2
 SHARD_FILES = "shard-*.arrow"
 SIZES = Sizes()
 

@@ -5,6 +5,7 @@ import os
 import struct
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,6 +101,9 @@ def test_a_round_trip_keeps_tokens_documents_and_bytes(tmp_path, name, with_spec
     assert documents_of(back) == documents_of(source)
     assert back.document_num_bytes.tolist() == source.document_num_bytes.tolist()
     assert back.dtype == source.dtype and verify_shards(tmp_path / "back") == []
+    with pa.memory_map(str(tmp_path / "back" / "shard-00000.arrow")) as file:
+        metadata = pa.ipc.open_file(file).schema.metadata
+    assert metadata == {b"lingua_synth.tokenizer_sha256": tokenizer.sha256.encode()}
     assert [back.document_id(i) for i in range(len(back))] == [f"out:{i}" for i in range(len(back))]
     assert {key: manifest[key] for key in bos_eos} == bos_eos
     assert manifest["tokenizer"] == tokenizer.describe() and manifest["skipped"] == {}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lingua_synth.cli import main
 from lingua_synth.config import run_command
 from lingua_synth.documents import Document, Rejects, write_documents
+from lingua_synth.files import sha256_file
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenization, tokenize, train_sentencepiece, verify_shards
 from lingua_synth.tokens.units import document_keys
 
@@ -101,6 +102,7 @@ def test_files_are_arrow_as_the_contract_says(tmp_path, tokenizer, dtype):
     assert TokenSource(tmp_path).window(0, 5).dtype == np.dtype(dtype)
     with pa.memory_map(str(tmp_path / "shard-00000.arrow")) as file:
         table = pa.ipc.open_file(file).read_all()
+        assert table.schema.metadata == {b"lingua_synth.tokenizer_sha256": tokenizer.sha256.encode()}
         kind = table.schema.field("tokens").type
         assert kind == pa.large_list(pa.field("item", getattr(pa, dtype)(), nullable=False))
         assert table.column("id").to_pylist() == ["d0", "d1", "d2"]
@@ -394,6 +396,44 @@ def test_other_rows_of_the_same_size_are_refused_at_open(damaged):
     for key in ("documents", "tokens", "bytes"):
         (folder / "manifest.json").write_text(json.dumps({**entry, key: entry[key] + 1}))
         refused(rf"manifest\.json was edited: it names [\d,]+ {key}")
+
+
+def rewrite(folder, number, metadata):
+    """Write a shard again with other metadata, and its size and hash into the manifest."""
+    file = folder / f"shard-{number:05d}.arrow"
+    with pa.memory_map(str(file)) as mapped:
+        table = pa.ipc.open_file(mapped).read_all()
+        with pa.OSFile(f"{file}.new", "wb") as sink, pa.ipc.new_file(sink, table.schema.with_metadata(metadata)) as new:
+            new.write_table(table)
+    os.replace(f"{file}.new", file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][number] |= {"file_bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_shard_of_another_vocabulary_is_refused_at_open_though_every_hash_fits(damaged):
+    folder, refused = damaged
+    before = TokenSource(folder)
+    rewrite(folder, 1, {"lingua_synth.tokenizer_sha256": "5ec0de" * 10})
+    refused(
+        rf"shard-00001\.arrow holds ids of the vocabulary 5ec0de5ec0de\.\.\., .*manifest\.json names "
+        rf"{BYTES.sha256[:12]}\.\.\.: the file is of another folder, .* tokenize again"
+    )
+    # The shards of 0.1 do not say, and are read as before.
+    rewrite(folder, 1, {})
+    source = TokenSource(folder, verify=True)
+    assert verify_shards(folder) == []
+    assert source.window(0, source.num_tokens).tolist() == before.window(0, before.num_tokens).tolist()
+
+
+def test_a_manifest_that_names_another_vocabulary_is_refused(damaged):
+    folder, _ = damaged
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokenizer"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=rf"ids of the vocabulary {BYTES.sha256[:12]}\.\.\., .*names 000000000000"):
+        TokenSource(folder)
+    assert len(verify_shards(folder)) == len(manifest["files"])
 
 
 def test_a_file_that_the_manifest_does_not_name_is_found(damaged):
