@@ -114,7 +114,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
     checkpoint, of either loop. `progress`: Lingua's log on the terminal too. Raises ValueError for what cannot run, no
     Lingua, or one that was not tested; OSError when something cannot be written; Preempted after SIGTERM or SIGUSR2.
     """
-    device = gpu(int(os.environ.get("LOCAL_RANK", 0)))
+    device = gpu(_local_rank())
     lingua = import_lingua(allow_unknown=args.synth.lingua_allow_unknown)
     refuse_impossible_in_host(args)
     with _process(lingua, args), _numerics(args):
@@ -155,13 +155,19 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
 def gpu(local_rank: int) -> torch.device:
     """The GPU of this rank; ValueError where there is none, as Lingua's loop runs nowhere else."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if local_rank >= count:
+    # As Lingua: by local rank where there are several; a launcher may also show each rank one.
+    shown_one = count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if local_rank >= count and not shown_one:
         raise ValueError(
             f"host=lingua: Meta Lingua trains on CUDA, and local rank {local_rank} has no GPU (this machine has "
             f"{count}); host=native trains on CPUs too"
         )
-    # Lingua chooses the device itself, by local rank, where there are several.
-    return torch.device("cuda", local_rank)
+    return torch.device("cuda", local_rank if count > 1 else 0)
+
+
+def _local_rank() -> int:
+    """This rank's place on its machine, under torchrun or srun."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def _lingua_args(lingua: Lingua, args: TrainArgs) -> Any:

@@ -134,28 +134,46 @@ def test_two_ranks_in_lingua_s_loop_are_one_in_ours(lingua, train_args, tmp_path
         assert np.abs(column(tmp_path / "native", "loss/mean") - column(tmp_path / "two", "loss/mean")).max() < 1e-6
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_or_told_to_leave_it_ends_with_the_same_losses(lingua, train_args, tmp_path, number):
+def leave_at(process, run_dir, step, number):
+    """Send a signal once the checkpoint of `step` is there; returns what the process said."""
+    deadline = time.monotonic() + 120
+    while not (run_dir / "checkpoints" / f"{step:010d}").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1]
+
+
+def test_killed_at_some_moment_it_ends_with_the_same_bits(lingua, train_args, tmp_path):
     slow = {"synth": {"tokens": 40 * 256}, "data": {"batch_size": 2}}
     train(train_args(LINGUA, slow, dump_dir=tmp_path / "whole"))
     args = train_args(LINGUA, slow, dump_dir=tmp_path / "parts")
     dump_args(args, tmp_path / "parts.yaml")
     command = [sys.executable, lingua_cpu.__file__, "ours", f"config={tmp_path / 'parts.yaml'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "parts" / "checkpoints" / f"{10:010d}").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    if number == signal.SIGTERM:
-        assert process.returncode == 128 + signal.SIGTERM, said
-        newest = max(int(folder.name) for folder in (tmp_path / "parts" / "checkpoints").iterdir())
-        assert f"signal 15 at step {newest} of 40; the checkpoint is written" in said
+    leave_at(process, tmp_path / "parts", 10, signal.SIGKILL)
     assert not (tmp_path / "parts" / "result.json").exists()
     train(args)
     for key in ("loss/out", "loss/mean", "optim/lr"):
         assert (column(tmp_path / "parts", key) == column(tmp_path / "whole", key)).all(), key
+
+
+def test_told_to_leave_under_torchrun_all_ranks_save_the_same_step(lingua, train_args, tmp_path):
+    slow = {"synth": {"tokens": 40 * 256}, "data": {"batch_size": 2}}
+    train(train_args(NATIVE, slow, dump_dir=tmp_path / "whole"))
+    args = train_args(LINGUA, slow, dump_dir=tmp_path / "parts")
+    dump_args(args, tmp_path / "parts.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [lingua_cpu.__file__, "ours", f"config={tmp_path / 'parts.yaml'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = leave_at(process, tmp_path / "parts", 10, signal.SIGTERM)
+    assert process.returncode not in (0, None)
+    newest = max(int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert 10 <= newest < 40 and f"signal 15 at step {newest} of 40; the checkpoint is written" in said
+    states = [tmp_path / "parts" / "checkpoints" / f"{newest:010d}" / f"train_state_0000{rank}.json" for rank in (0, 1)]
+    assert [(state["step"], state["acc_step"]) for state in map(read_json, states)] == [(newest, 0)] * 2
+    train(args)
+    assert np.abs(column(tmp_path / "parts", "loss/mean") - column(tmp_path / "whole", "loss/mean")).max() < 1e-6
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(lingua, train_args, tmp_path):
@@ -264,3 +282,12 @@ def test_sharded_it_goes_on_from_a_whole_model_s_checkpoint(train_args, tmp_path
     for key in ("loss/mean", "loss/source/natural", "optim/grad_norm", "optim/lr"):
         assert np.abs(column(tmp_path / "native", key) - column(tmp_path / "parts", key)).max() < 1e-6, key
     assert abs(read_json(tmp_path / "parts" / "result.json")["loss_macro"] - whole["loss_macro"]) < 1e-6
+
+
+def test_lines_between_micro_batches_hold_those_micro_batches(lingua, train_args, tmp_path):
+    train(train_args(NATIVE, {"data": {"batch_size": 4}}, dump_dir=tmp_path / "native"))
+    args = train_args(LINGUA, {"data": {"batch_size": 4}, "logging": {"acc_freq": 1}}, dump_dir=tmp_path / "lingua")
+    train(args)
+    lines = column(tmp_path / "lingua", "loss/mean")
+    assert np.abs(lines - column(tmp_path / "lingua", "loss/out")).max() < 1e-6
+    assert np.abs(lines.reshape(12, 2).mean(axis=1) - column(tmp_path / "native", "loss/mean")).max() < 1e-6

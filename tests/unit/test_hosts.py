@@ -78,6 +78,20 @@ def test_without_a_gpu_the_host_says_so(train_args, monkeypatch):
         host.train(train_args({"host": "lingua"}))
 
 
+def test_each_rank_has_its_gpu_or_a_message(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(host.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(host.torch.cuda, "device_count", lambda: 4)
+    assert [host.gpu(rank).index for rank in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"local rank 4 has no GPU \(this machine has 4\)"):
+        host.gpu(4)
+    monkeypatch.setattr(host.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="local rank 1 has no GPU"):
+        host.gpu(1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # srun --gpus-per-task=1
+    assert host.gpu(1).index == 0
+
+
 @pytest.fixture
 def no_lingua(monkeypatch, tmp_path):
     """No Lingua to import, whatever this machine has."""
