@@ -89,8 +89,10 @@ def preset(name: str) -> ModelArgs:
     "350M", "1.5B": a model in the paper's proportions (head dimension 64, Lingua's feed-forward rule, vocabulary of
     Llama 3) whose count with one vocabulary matrix, `count_parameters(args).lingua`, is the nearest in ratio that the
     rule reaches: within 10 % from 45M, 8 % from 100M, 4 % from 1B. "nano-150k": likewise by the non-embedding count,
-    within 23 % (the second layer's successor is half of such a model). A larger number never gives fewer layers or a smaller width, except that a tabled name is the
-    tabled size (the paper's 1B counts 1.09B). ValueError names what there is.
+    within 23 % (a third layer is half of a model with two).
+
+    A larger number never gives fewer layers or a smaller width, except that a tabled name is the tabled size (the
+    paper's 1B counts 1.09B). ValueError names what there is.
     """
     if name in PRESETS:
         return dataclasses.replace(PRESETS[name])
