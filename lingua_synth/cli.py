@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "tokenize": ("lingua_synth.tokens.command", "documents -> token shards (run, verify)"),
     "mix": ("lingua_synth.mixture.command", "what a mixture asks of its sources; trains nothing"),
+    "sizes": ("lingua_synth.model.command", "model sizes: parameters by every count, FLOPs, memory per GPU"),
     "train": ("lingua_synth.train.command", "one training run; under torchrun: -m lingua_synth.train"),
     "resolve": ("lingua_synth.hosts.command", "the same run as a plain YAML for a stock Meta Lingua"),
     "evaluate": ("lingua_synth.evaluate.command", "held-out loss per domain of a trained model"),

@@ -11,12 +11,9 @@ import torch
 
 from lingua_synth.evaluate import DomainSums, summarize
 from lingua_synth.mixture import MixtureLoader
-from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token
+from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token, peak_flops
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs
-
-# Dense bf16 peaks in FLOP/s from NVIDIA's data sheets, without sparsity: the denominator of speed/mfu.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 MFU_FORMULA = f"speed/mfu = speed/wps x FLOPs per token / dense bf16 peak; FLOPs per token = {FLOPS_FORMULA}"
 GIB = 2**30
@@ -93,10 +90,7 @@ def _memory() -> dict[str, float]:
 
 
 def _peak_flops() -> float | None:
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def validation_line(step: int, sums: Mapping[str, DomainSums]) -> dict[str, Any]:
