@@ -42,7 +42,7 @@ from lingua_synth.tokens.units import (
     run_readers,
     run_unit,
 )
-from lingua_synth.tokens.workers import Job, Report, Workers, count_cores, is_portable
+from lingua_synth.tokens.workers import SHARES_START, Job, Report, Workers, count_cores, is_portable
 
 WORK_FOLDER = ".tokenizing"
 WORK_VERSION = 2
@@ -116,7 +116,8 @@ def tokenize(
         )  # fmt: skip
         num_bytes = sum(entry["size"] or 0 for entry in described or ())
         num_workers = _count_workers(task, files, num_bytes, num_workers)
-        task = replace(task, prepares=num_bytes // num_workers >= task.sizes.prepare_bytes)
+        num_starts = 1 if SHARES_START else num_workers
+        task = replace(task, prepares=num_bytes // num_starts >= task.sizes.prepare_bytes)
         run = _Run(task, files, described, rejects, progress)
         with rejects, Workers(num_workers, task) as workers:
             inputs = run.read_objects(documents) if files is None else run.read_files(workers)

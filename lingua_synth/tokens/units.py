@@ -52,7 +52,7 @@ class Sizes:
     chunk_documents: int = 1 << 18
     """Documents after which a chunk is spilled, however short."""
     prepare_bytes: int = 24 << 20
-    """Input for each worker from which a tokenizer's fast path is worth its start (1.5 s for gigatoken, in which
+    """Input for each start of a tokenizer's fast path from which it is worth it (1.5 s for gigatoken, in which
     tiktoken does 20 MB)."""
     batch_lines: int = 1024
     batch_bytes: int = 4_000_000

@@ -42,6 +42,8 @@ Report = Callable[[Any], None]
 # Arrays of some ten MB come and go all the time, and glibc hands each back to the system, which then has to clear its
 # pages again: 0.73 s of system time per 87 MB of text tokenized, against 0.23 s with these.
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+SHARES_START = sys.platform == "linux"
+"""Whether workers are forks of one process, if that has one thread."""
 # Workers calculate nothing with these; their threads would be in the way of a fork.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -306,7 +308,7 @@ def serve_origin(control_number: int, lifeline: int) -> None:
 
 def _has_one_thread() -> bool:
     try:
-        return sys.platform == "linux" and len(os.listdir("/proc/self/task")) == 1
+        return SHARES_START and len(os.listdir("/proc/self/task")) == 1
     except OSError:
         return False
 
