@@ -138,10 +138,9 @@ def _nearest(name: str, count: int, *, nano: bool) -> ModelArgs:
     counts, sizes = _nano_sizes() if nano else _paper_sizes()
     prefix = "nano-" if nano else ""
     if not counts[0] / 1.1 <= count <= counts[-1] * 1.1:
-        other = "" if nano else "; smaller ones are called nano-27k to nano-20000k by their non-embedding count"
         raise ValueError(
-            f"no size near {name!r}: the rule gives {prefix}{in_words(counts[0])} to {prefix}{in_words(counts[-1])}"
-            f"{other}"
+            f"no preset {name!r}; there are: {', '.join(PRESETS)}, and between them sizes from "
+            f"{prefix}{in_words(counts[0])} to {prefix}{in_words(counts[-1])}"
         )
     after = min(max(bisect.bisect_left(counts, count), 1), len(counts) - 1)
     at = after if counts[after] / count < count / counts[after - 1] else after - 1

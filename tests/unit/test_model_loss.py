@@ -21,6 +21,7 @@ GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("chunked", "torch"
 REDUCTIONS = {
     "mean": lambda nll: nll.mean(),
     "sum": lambda nll: nll.sum() / nll.numel(),
+    "three times": lambda nll: 3 * nll.sum(),
     "uneven": lambda nll: (nll * torch.linspace(-1, 2, nll.numel(), device=nll.device).view(nll.shape)).sum(),
     "one token": lambda nll: nll.flatten()[20],
 }
@@ -108,7 +109,7 @@ def test_the_mean_of_bf16_losses_is_taken_in_fp32():
         assert abs(float(ours) - float(exact.mean())) < 1e-3, backend
 
 
-@pytest.mark.parametrize("reduction", ["mean", "uneven"])
+@pytest.mark.parametrize("reduction", ["mean", "three times", "uneven"])
 def test_a_second_backward_pass_gives_the_same(reduction):
     hidden, weight, labels = draw()
     loss = REDUCTIONS[reduction](token_nll(hidden, weight, labels, backend="chunked", chunk_tokens=128))
