@@ -71,6 +71,8 @@ def check(backend, dtype, reduction, device="cpu", ignore=True):
         # Logits, and gradients as they are written down, rounded to bf16: 2.1e-3 here for the plain form too.
         # The packages' hand their gradients of the matrix over in bf16, once more rounded.
         hidden_limit = weight_limit = 2.5e-3 if backend in ("plain", "chunked") else 4e-3
+        if reduction == "three times":  # chunked multiplies rounded gradients by what is no power of two
+            hidden_limit = weight_limit = 4e-3
         if reduction == "one token":  # nothing averages out
             hidden_limit = weight_limit = 6e-3
     assert abs(float(nll.mean() - exact.mean())) < 1e-3
@@ -117,8 +119,8 @@ def test_a_second_backward_pass_gives_the_same(reduction):
     first = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
     loss.backward()
-    assert torch.allclose(hidden.grad, first[0], rtol=1e-5, atol=1e-9)
-    assert torch.allclose(weight.grad, first[1], rtol=1e-5, atol=1e-8)
+    assert relative(hidden.grad, first[0]) < 1e-6
+    assert relative(weight.grad, first[1]) < 1e-6
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 128, 599, 600, 10_000])
