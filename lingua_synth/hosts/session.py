@@ -21,13 +21,13 @@ import torch
 from lingua_synth.evaluate import DomainSums, evaluate_domains
 from lingua_synth.files import write_json
 from lingua_synth.mixture import MixtureLoader
-from lingua_synth.mixture.args import build_mixture
 from lingua_synth.mixture.batch import Batch
 from lingua_synth.mixture.lingua_batches import LinguaBatch, lingua_batches
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.distributed import Ranks
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
+from lingua_synth.train.inputs import open_loader
 from lingua_synth.train.metrics import MetricsFile, Trackers
 from lingua_synth.train.preemption import Preemption
 from lingua_synth.train.record import Interval, metrics_line, result_row, validation_line
@@ -110,31 +110,9 @@ class Session:
     # --- batches ---
 
     def _open_loader(self, state: Mapping[str, Any] | None) -> _WatchedLoader:
-        args, ranks = self.args, self.ranks
-        global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
         # A state inside a global batch (synth.strict_upstream) is taken up in full by `lingua_batches`.
         whole = None if state is None else {key: value for key, value in state.items() if key != "given"}
-        loader = _WatchedLoader(
-            self._sources,
-            build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
-            seq_len=args.data.seq_len,
-            batch_size=args.data.batch_size,
-            dp_rank=ranks.rank,
-            dp_size=ranks.size,
-            global_batch_size=global_batch_size,
-            seed=args.data.seed,
-            num_sequences=args.steps * global_batch_size,
-            schedule=args.synth.schedule,
-            prefetch=args.synth.prefetch,
-            state=whole,
-        )
-        if loader.num_sequences != args.steps * global_batch_size:
-            raise ValueError(
-                f"with what the run has read before, its mixture ends after {loader.num_sequences:,} of "
-                f"{args.steps * global_batch_size:,} sequences; raise max_epochs, or set synth.on_exhaustion to repeat "
-                "or renormalize"
-            )
-        return loader
+        return open_loader(self.args, self._sources, self.ranks, whole, _WatchedLoader)
 
     @contextlib.contextmanager
     def batches(self, state: Mapping[str, Any]) -> Iterator[Iterator[LinguaBatch]]:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -211,11 +212,16 @@ def load_weights(folder: str | Path, model: Transformer) -> Path:
         different.append(f"feed-forward width {ffn_hidden_dim(theirs)} there, {ffn_hidden_dim(ours)} here")
     if different:
         raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(different)}")
-    state: dict[str, Any] = {"model": get_model_state_dict(model)}
+    state: dict[str, Any] = {"model": _without_tied_output(model, get_model_state_dict(model))}
     with _alone_without_warning():
         dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     return folder
+
+
+def _without_tied_output(model: Transformer, state: dict[str, Any]) -> dict[str, Any]:
+    """A tied output matrix is the embedding: it need not be read, and stock Lingua has another name for it."""
+    return {name: value for name, value in state.items() if not (model.args.weight_tying and name == "output.weight")}
 
 
 def _open_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -256,10 +262,11 @@ def load_checkpoint(
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model = Transformer(args, compute_dtype=dtype)
-    state = {"model": model.state_dict()}
+    state = {"model": _without_tied_output(model, model.state_dict())}
     with _alone_without_warning():
         dcp.load(state, checkpoint_id=folder, no_dist=True)
-    model.load_state_dict(state["model"])
+    missing, unexpected = model.load_state_dict(state["model"], strict=False)
+    assert not unexpected and missing == ["output.weight"] * model.args.weight_tying, "every weight was read"
     return model.to(device).eval(), args, tokenizer
 
 

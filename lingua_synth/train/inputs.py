@@ -1,12 +1,13 @@
-"""Opening what a run reads: the shards of its sources and domains, all of one vocabulary."""
+"""Opening what a run reads: the shards of its sources and domains, all of one vocabulary, and its batches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
-from lingua_synth.mixture import plan_report
+from lingua_synth.mixture import MixtureLoader, plan_report
 from lingua_synth.mixture.args import build_mixture
 from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
@@ -101,3 +102,40 @@ def fit_to_sources(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size:
     if args.synth.warmup_ratio is not None:
         warmup = round(args.synth.warmup_ratio * steps)
     return dataclasses.replace(args, steps=steps, optim=dataclasses.replace(args.optim, warmup=warmup))
+
+
+LoaderClass = TypeVar("LoaderClass", bound=MixtureLoader)
+
+
+def open_loader(
+    args: TrainArgs,
+    sources: Mapping[str, TokenSource],
+    ranks: Ranks,
+    data_state: Mapping[str, Any] | None,
+    loader_class: type[LoaderClass] = MixtureLoader,  # type: ignore[assignment]
+) -> LoaderClass:
+    """This rank's batches from where `data_state` stands; ValueError when they end before the run does."""
+    global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
+    loader = loader_class(
+        sources,
+        build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
+        seq_len=args.data.seq_len,
+        batch_size=args.data.batch_size,
+        dp_rank=ranks.rank,
+        dp_size=ranks.size,
+        global_batch_size=global_batch_size,
+        seed=args.data.seed,
+        num_sequences=args.steps * global_batch_size,
+        schedule=args.synth.schedule,
+        prefetch=args.synth.prefetch,
+        pin_memory=ranks.device.type == "cuda",
+        document_boundaries=args.synth.document_masking,
+        state=data_state,
+    )
+    if loader.num_sequences != args.steps * global_batch_size:
+        raise ValueError(
+            f"with what the run has read before, its mixture ends after {loader.num_sequences:,} of "
+            f"{args.steps * global_batch_size:,} sequences; raise max_epochs, or set synth.on_exhaustion to repeat or "
+            "renormalize"
+        )
+    return loader

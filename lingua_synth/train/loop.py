@@ -29,7 +29,6 @@ from lingua_synth.config import to_dict
 from lingua_synth.evaluate import DomainSums, evaluate_domains
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import MixtureLoader
-from lingua_synth.mixture.args import build_mixture
 from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
 from lingua_synth.model.counts import count_parameters
 from lingua_synth.model.transformer import Transformer
@@ -41,6 +40,7 @@ from lingua_synth.train.guard import Guard
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
     fit_to_sources,
+    open_loader,
     open_shards,
     open_sources,
     refuse_other_vocabulary,
@@ -189,7 +189,9 @@ def _prepare(
         if "guard" in state:
             guard.load_state_dict(state["guard"])
         logger.info("resumed from %s", found[-1].name)
-    loader = _open_loader(args, sources, ranks, data_state)
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", args.optim.lr)  # Lingua's scheduler looks for it in our checkpoints
+    loader: MixtureLoader = open_loader(args, sources, ranks, data_state)
     for notice in loader.plan.notices() if loader.plan else []:
         logger.info("mixture: %s", notice)
     counts = count_parameters(args.model)
@@ -244,36 +246,6 @@ def _build_model(args: TrainArgs, ranks: Ranks, *, has_checkpoint: bool, logger:
         assert args.model.seed is not None, "resolve_args sets the model's seed"
         model.init_weights(args.model.seed)
     return model
-
-
-def _open_loader(
-    args: TrainArgs, sources: Mapping[str, TokenSource], ranks: Ranks, data_state: dict[str, Any] | None
-) -> MixtureLoader:
-    """This rank's batches from where `data_state` stands."""
-    global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
-    loader = MixtureLoader(
-        sources,
-        build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
-        seq_len=args.data.seq_len,
-        batch_size=args.data.batch_size,
-        dp_rank=ranks.rank,
-        dp_size=ranks.size,
-        global_batch_size=global_batch_size,
-        seed=args.data.seed,
-        num_sequences=args.steps * global_batch_size,
-        schedule=args.synth.schedule,
-        prefetch=args.synth.prefetch,
-        pin_memory=ranks.device.type == "cuda",
-        document_boundaries=args.synth.document_masking,
-        state=data_state,
-    )
-    if loader.num_sequences != args.steps * global_batch_size:
-        raise ValueError(
-            f"with what the run has read before, its mixture ends after {loader.num_sequences:,} of "
-            f"{args.steps * global_batch_size:,} sequences; raise max_epochs, or set synth.on_exhaustion to repeat or "
-            "renormalize"
-        )
-    return loader
 
 
 def _progress_bar(run: _Run, progress: bool) -> tqdm:
