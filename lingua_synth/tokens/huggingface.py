@@ -57,9 +57,9 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_lengt
     """Write the files from which `AutoTokenizer` gives the ids of `tokenizer`; True if they were compared.
 
     `max_length`: the model's context, in tokens. `add_bos`: whether a text begins with BOS unless the caller says
-    otherwise, which is right for a model whose documents began with it; without a BOS it has no effect. Names of special
-    tokens inside a text are text, as in training (`split_special_tokens`). The vocabulary's own file is copied to
-    original/tokenizer.model, for Meta Lingua and for `find_tokenizer`.
+    otherwise, which is right for a model whose documents began with it; without a BOS it has no effect. Names of
+    special tokens inside a text are text, as in training (`split_special_tokens`). The vocabulary's own file is copied
+    to original/tokenizer.model, for Meta Lingua and for `find_tokenizer`.
 
     ValueError for a vocabulary that the format cannot hold, and when the ids differ.
     """
@@ -74,7 +74,7 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_lengt
         for which, token_id in (
             ("bos", tokenizer.bos_id),
             ("eos", tokenizer.eos_id),
-            ("unk", content["model"].get("unk_id", -1) if tokenizer.name == "sp" else -1),
+            ("unk", tokenizer._model.unk_id() if isinstance(tokenizer, SentencePieceTokenizer) else -1),
         )
         if token_id in names
     }
@@ -118,7 +118,8 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path, texts: Iterable[str] = P
             at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), len(ours))
             raise ValueError(
                 f"the vocabulary {tokenizer.path or tokenizer.name} cannot be written for Hugging Face: "
-                f"{text[:60]!r} has other ids from place {at} on ({theirs[at : at + 4]} there, {ours[at : at + 4]} here)"
+                f"{text[:60]!r} has other ids from place {at} on ({theirs[at : at + 4]} there, {ours[at : at + 4]} "
+                "here)"
             )
     return True
 
@@ -181,9 +182,7 @@ def byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _byte_level(
-    ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], pattern: str | None
-) -> dict[str, Any]:
+def _byte_level(ids: Mapping[bytes, int], merges: Sequence[tuple[bytes, bytes]], pattern: str | None) -> dict[str, Any]:
     alphabet = byte_alphabet()
 
     def spell(token: bytes) -> str:
@@ -289,9 +288,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
         "added_tokens": [
-            _added(token_id, piece)
-            for token_id, (piece, _, kind) in enumerate(pieces)
-            if kind in (_UNKNOWN, _CONTROL)
+            _added(token_id, piece) for token_id, (piece, _, kind) in enumerate(pieces) if kind in (_UNKNOWN, _CONTROL)
         ],
     }
 
