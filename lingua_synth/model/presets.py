@@ -139,8 +139,8 @@ def _nearest(name: str, count: int, *, nano: bool) -> ModelArgs:
     prefix = "nano-" if nano else ""
     if not counts[0] / 1.1 <= count <= counts[-1] * 1.1:
         raise ValueError(
-            f"no preset {name!r}, and no size near {name!r}: the rule gives {prefix}{in_words(counts[0])} to "
-            f"{prefix}{in_words(counts[-1])}; there are: {', '.join(PRESETS)}"
+            f"no preset {name!r}; there are: {', '.join(PRESETS)}, and between them sizes from "
+            f"{prefix}{in_words(counts[0])} to {prefix}{in_words(counts[-1])}"
         )
     after = min(max(bisect.bisect_left(counts, count), 1), len(counts) - 1)
     at = after if counts[after] / count < count / counts[after - 1] else after - 1
