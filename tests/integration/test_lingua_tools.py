@@ -88,8 +88,9 @@ def test_lingua_s_own_tools_read_our_checkpoints(lingua, train_args, tmp_path, l
 
 
 @pytest.mark.slow
-def test_stock_lingua_goes_on_from_a_checkpoint_of_its_hosted_loop(lingua, train_args, tmp_path, monkeypatch):
-    args = train_args({"host": "lingua", "data": {"batch_size": 8}})
+@pytest.mark.parametrize("loop", ["native", "lingua"])
+def test_stock_lingua_goes_on_from_our_checkpoint(lingua, train_args, tmp_path, monkeypatch, loop):
+    args = train_args({"host": loop, "data": {"batch_size": 8}})
     train(args, progress=False)
     whole = read_metrics(tmp_path / "run" / "metrics.jsonl")
     resolved = resolve_args(args, dp_size=1, vocab_size=258)
