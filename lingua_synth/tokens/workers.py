@@ -44,8 +44,14 @@ Report = Callable[[Any], None]
 MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 SHARES_START = sys.platform == "linux"
 """Whether workers are forks of one process, if that has one thread."""
-# Workers calculate nothing with these; their threads would be in the way of a fork.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# Workers calculate nothing with these; their threads would be in the way of a fork. The last one is a thread that
+# pyarrow's copy of jemalloc starts when it is imported, for memory that it is not even the default source of.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 @dataclass(frozen=True)

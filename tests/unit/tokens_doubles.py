@@ -64,6 +64,8 @@ class Prepared(ByteTokenizer):
             threading.Thread(target=time.sleep, args=(1_000,), daemon=True).start()
 
     def prepare(self):
+        import pyarrow  # noqa: F401  # as awkward does, which gigatoken imports; it may start a thread
+
         if not self.is_prepared:
             self.is_prepared = True
             with open(self._log, "a") as file:
