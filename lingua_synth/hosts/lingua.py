@@ -275,7 +275,7 @@ def bind(lingua: Lingua, session: Session, *, progress: bool = True) -> Iterator
             lingua["apps.main.transformer"],
             attention=args.synth.attention,
             backend=args.synth.loss.backend,
-            chunk_tokens=args.synth.loss.chunk_tokens,
+            chunk_tokens=args.synth.loss.chunk_tokens_on(session.ranks.device.type),
             built=built,
             saw=session.saw,
         ),

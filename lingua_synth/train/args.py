@@ -170,8 +170,12 @@ class LossArgs:
 
     backend: str = "auto"
     """auto, plain (all logits at once), chunked, torch (its fused form), liger or cce (cut cross-entropy)."""
-    chunk_tokens: int = 1024
-    """Tokens whose logits are in memory at once."""
+    chunk_tokens: int | None = None
+    """Tokens whose logits are in memory at once; null: 1024 on a GPU, 256 on a CPU."""
+
+    def chunk_tokens_on(self, device_type: str) -> int:
+        """The chunk for "cpu" or "cuda"."""
+        return self.chunk_tokens or (256 if device_type == "cpu" else 1024)
 
 
 @dataclass
@@ -447,7 +451,7 @@ def _validate_choices(args: TrainArgs) -> None:
         ("gc_collect_freq", args.gc_collect_freq, 1),
         ("synth.guard.window", synth.guard.window, 2),
         ("synth.guard.max_skipped", synth.guard.max_skipped, 0),
-        ("synth.loss.chunk_tokens", synth.loss.chunk_tokens, 1),
+        ("synth.loss.chunk_tokens", synth.loss.chunk_tokens or 1, 1),
         ("checkpoint.dump.every", args.checkpoint.dump.every, 0),
         ("checkpoint.dump.keep", args.checkpoint.dump.keep, 0),
     ):

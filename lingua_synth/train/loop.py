@@ -233,7 +233,7 @@ def _build_model(args: TrainArgs, ranks: Ranks, *, has_checkpoint: bool, logger:
             torch.bfloat16 if args.distributed.model_dtype == "bf16" else torch.float32,
             attention=args.synth.attention,
             loss=args.synth.loss.backend,
-            loss_chunk_tokens=args.synth.loss.chunk_tokens,
+            loss_chunk_tokens=args.synth.loss.chunk_tokens_on(ranks.device.type),
         )
     shard_model(model, args, ranks)
     model.to_empty(device=ranks.device)
@@ -334,7 +334,9 @@ def _forward_and_backward(run: _Run, window: _Window) -> tuple[torch.Tensor, tor
         # Ranks exchange gradients once a step, with its last micro-batch.
         with exchanging_gradients(run.stepper, micro_step == args.grad_acc_steps - 1):
             losses = run.stepper(tokens, labels, document=document)
-            micro_loss = losses.mean()
+            # Not losses.mean(): the loss tells from this form's gradient, without waiting for the device, that all
+            # tokens count alike.
+            micro_loss = losses.sum() / losses.numel()
             (micro_loss / args.grad_acc_steps).backward()
         nats = losses.detach().double().sum(1)
         by_source[:, 0].index_add_(0, source, nats)

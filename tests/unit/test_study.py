@@ -80,6 +80,7 @@ def test_a_failing_run_does_not_stop_the_others_and_is_tried_again(study, tmp_pa
     # The folder of one run holds another run, as if edited by hand.
     broken = runs[1]
     write_json(tmp_path / "study" / "runs" / broken.run_id / "identity.json", {"name": "something else"})
+    (tmp_path / "study" / "runs" / broken.run_id / "metrics.jsonl").write_text('{"global_step": 1}\n')
     with pytest.raises(ValueError, match=rf"1 of 4 runs failed.*\n  {broken.run_id}: .*holds another run"):
         launch(runs, num_workers=2, progress=False)
     status = study_status(runs)
