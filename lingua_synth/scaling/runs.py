@@ -1,8 +1,9 @@
 """The runs table: one row per finished training, whoever trained it.
 
-A CSV comes in (ours, or any other with a map of its column names); `Runs`, an immutable table of columns, goes out.
-Nothing is dropped and nothing is guessed: a cell that is not a number, a run without its loss, a repeated `run_id` are
-refused with file, row and column, because a fit would swallow them silently.
+A table comes in (CSV or parquet, ours or any other with a map of its column names), or a folder of run folders (ours or
+Meta Lingua's, `folders.py`); `Runs`, an immutable table of columns, goes out. Nothing is dropped and nothing is
+guessed: a cell that is not a number, a run without its loss, a repeated `run_id` are refused with file, row and column,
+because a fit would swallow them silently. With `strict=False` they come in as they are, for `clean` to name.
 
 N: parameters of the model (three counts, see `N_COLUMNS`); tokens: the training budget D, repeats counted;
 `loss_*`: nats per token on held-out text.
@@ -24,7 +25,7 @@ from lingua_synth.files import atomic_file, what_is_there
 N_COLUMNS = {"non_embedding": "n_non_embedding", "lingua": "n_lingua", "total": "n_total"}
 """Definition of N -> its column: without vocabulary matrices; without one of them (Lingua's count); with all."""
 
-TEXT_COLUMNS = ("run_id", "mixture", "size", "config_sha256")
+TEXT_COLUMNS = ("run_id", "mixture", "size", "training", "config_sha256")
 IDENTITY_COLUMNS = ("run_id", "mixture", "size")
 AVERAGES = ("macro", "micro")
 """`loss_macro` and `loss_micro` are averages over domains; every other `loss_<name>` is a domain."""
@@ -33,18 +34,19 @@ AVERAGES = ("macro", "micro")
 _ORDER = (
     "run_id", "mixture", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens", "tokens_",
     "unique_tokens_", "epochs_", "seed", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_", "flops", "gpu_hours",
-    "wall_s", "config_sha256",
+    "wall_s", "schedule_done", "training", "config_sha256",
 )  # fmt: skip
 _NUMBER_COLUMNS = tuple(name for name in _ORDER if name not in TEXT_COLUMNS)
 
 
 class Runs:
     """An immutable table of trainings: `columns[name]` is a read-only array of text or of float64, all of one
-    length."""
+    length; `notes` are sentences about where it comes from, e.g. which folders held no run."""
 
-    def __init__(self, columns: Mapping[str, Any]) -> None:
+    def __init__(self, columns: Mapping[str, Any], notes: Iterable[str] = ()) -> None:
         """Take columns of equal length; ValueError names the column that is not."""
         self.columns: dict[str, np.ndarray] = {}
+        self.notes = tuple(notes)
         length: int | None = None
         for name, values in columns.items():
             array = np.asarray(values)
@@ -92,7 +94,24 @@ class Runs:
                 keep &= values == float(value)
             except (TypeError, ValueError):
                 raise ValueError(f"column {name!r} holds numbers; it cannot equal {value!r}") from None
-        return Runs({name: values[keep] for name, values in self.columns.items()})
+        return self.take(keep)
+
+    def take(self, rows: Sequence[int] | Sequence[bool] | np.ndarray) -> Runs:
+        """The rows of a mask (one True or False a row), or of row numbers in their order. ValueError for others."""
+        chosen = np.asarray(rows)
+        if not chosen.size:
+            chosen = chosen.astype(np.int64)
+        if chosen.dtype == np.bool_ and chosen.shape != (len(self),):
+            raise ValueError(f"a mask of rows has one value for each of the {len(self)} rows; got {chosen.shape}")
+        if chosen.dtype.kind not in "biu" or chosen.ndim != 1:
+            raise ValueError(f"rows are a mask or row numbers; got {chosen.dtype} of shape {chosen.shape}")
+        if chosen.dtype != np.bool_ and chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise ValueError(f"rows are numbered 0..{len(self) - 1}; got {chosen.min()}..{chosen.max()}")
+        return Runs({name: values[chosen] for name, values in self.columns.items()}, self.notes)
+
+    def with_columns(self, **columns: Any) -> Runs:
+        """The table with columns added or replaced."""
+        return Runs({**self.columns, **columns}, self.notes)
 
     @property
     def mixtures(self) -> list[str]:
@@ -122,8 +141,8 @@ def n_column(definition: str) -> str:
     return N_COLUMNS[definition]
 
 
-def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Runs:
-    """Read a runs table from a CSV file.
+def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, strict: bool = True) -> Runs:
+    """Read a runs table: a CSV or parquet file, or a folder with run folders in it, this library's or Meta Lingua's.
 
     `columns` maps our names to the file's, for tables of other origin: `{"n_total": "params", "loss_macro": "loss"}`;
     a column of the file that is not named there keeps its name. With a map, the names a fit does not need may be
@@ -132,18 +151,33 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None) -> Run
     ValueError, with file, row and column: a missing column (run_id, mixture, size, tokens, one count of parameters, one
     loss), a cell that is not a finite number, tokens, parameters or losses that are not positive, a run without a loss
     (by name), a repeated run_id, a row of another length than the header. Rows count from 1 below the header.
+
+    With `strict=False` only the file and the columns are held to that: a cell of a number column that is no finite
+    number becomes NaN, numbers that are not positive stay, a run_id that stands again gets `#2`, `#3`, and `clean`
+    says what to do with each. What a folder holds (`read_run_folders`) has runs that are not finished, and is never
+    strict; there `columns` must be left out.
     """
     path = Path(path)
-    header, rows = _read_csv(path)
+    if path.is_dir():
+        if columns:
+            raise ValueError(f"{path} is a folder; a column map is for a table of other origin")
+        from lingua_synth.scaling.folders import read_run_folders
+
+        return read_run_folders(path)
+    header, rows, notes = _read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
     header = _renamed(header, columns or {}, path)
     texts: dict[str, list[str]] = {name: [row[k] for _, row in rows] for k, name in enumerate(header)}
-    where = [f"{path}, row {k} (line {line})" for k, (line, _) in enumerate(rows, start=1)]
+    unit = "line" if path.suffix != ".parquet" else "record"
+    where = [f"{path}, row {k} ({unit} {line})" for k, (line, _) in enumerate(rows, start=1)]
     _require_columns(texts, path, identity=columns is None)
     if columns is not None:
         _make_identity(texts, len(rows))
-    _refuse_duplicates(texts["run_id"], where)
-    table = {name: _read_column(name, cells, texts["run_id"], where) for name, cells in texts.items()}
-    return Runs(table)
+    if strict:
+        _refuse_duplicates(texts["run_id"], where)
+    else:
+        texts["run_id"] = _numbered(texts["run_id"])
+    table = {name: _read_column(name, cells, texts["run_id"], where, strict) for name, cells in texts.items()}
+    return Runs(table, notes)
 
 
 def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -173,8 +207,8 @@ def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Pat
 # --- reading ---
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header and (line number, cells) of every row that is not blank."""
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
+    """Header, (line number, cells) of every row that is not blank, and notes."""
     if not path.is_file():
         raise ValueError(f"no runs table {path}; {what_is_there(path)}")
     try:
@@ -193,7 +227,36 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for k, (number, row) in enumerate(rows, start=1):
         if len(row) != len(header):
             raise ValueError(f"{path}, row {k} (line {number}) has {len(row)} cells where the header has {len(header)}")
-    return header, rows
+    return header, rows, []
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
+    """As `_read_csv`. A column that holds neither numbers nor text is left out, with a note."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise ValueError(f"no runs table {path}; {what_is_there(path)}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a parquet file that can be read: {error}") from None
+    if not table.num_columns:
+        raise ValueError(f"{path} is empty; a runs table has columns")
+    repeated = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has more than one column named {', '.join(map(repr, repeated))}")
+    header, columns, left_out = [], [], []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values = column.to_pylist()
+        if all(value is None or isinstance(value, (bool, int, float, str)) for value in values):
+            header.append(name)
+            # repr of a float is its shortest exact form, so nothing is lost on the way through text.
+            columns.append(["" if v is None else repr(v) if isinstance(v, float) else str(v).strip() for v in values])
+        else:
+            left_out.append(f"column {name!r} of {path.name} is left out: it holds {column.type}")
+    rows = [(k, [column[k - 1] for column in columns]) for k in range(1, table.num_rows + 1)]
+    return header, rows, left_out
 
 
 def _renamed(header: Sequence[str], columns: Mapping[str, str], path: Path) -> list[str]:
@@ -224,10 +287,30 @@ def _require_columns(texts: Mapping[str, Any], path: Path, *, identity: bool) ->
     if not any(name.startswith("loss_") for name in texts):
         missing.append("one of loss_macro, loss_<domain>")
     if missing:
+        likely = {ours: theirs for ours, theirs in _likely_names(texts).items() if ours not in texts}
+        shown = ", ".join(f"{ours}={theirs}" for ours, theirs in likely.items())
         raise ValueError(
             f"{path} lacks {'; '.join(missing)}. It has: {', '.join(texts)}. "
             "If its columns have other names, give columns={our name: name in the file}"
+            + (f"; perhaps {shown}" if shown else "")
         )
+
+
+_OTHER_NAMES = {
+    "tokens": ("D", "n_tokens", "num_tokens", "train_tokens", "training_tokens", "data", "tokens_seen"),
+    "n_total": ("params", "N", "n_params", "num_params", "parameters", "model_size"),
+    "n_non_embedding": ("params_no_embed", "non_embedding_params", "n_params_no_embed"),
+    "loss_macro": ("loss", "val_loss", "eval_loss", "validation_loss", "valid_loss", "train_loss"),
+}
+"""Ours -> what public tables call it; only ever suggested, because `params` may count the embedding or not."""
+
+
+def _likely_names(header: Iterable[str]) -> dict[str, str]:
+    by_lower = {name.lower(): name for name in header}
+    found = {
+        ours: [by_lower[n.lower()] for n in names if n.lower() in by_lower] for ours, names in _OTHER_NAMES.items()
+    }
+    return {ours: names[0] for ours, names in found.items() if names}
 
 
 def _make_identity(texts: dict[str, list[str]], num_rows: int) -> None:
@@ -247,10 +330,26 @@ def _refuse_duplicates(run_ids: Sequence[str], where: Sequence[str]) -> None:
         first[run_id] = k
 
 
-def _read_column(name: str, cells: Sequence[str], run_ids: Sequence[str], where: Sequence[str]) -> np.ndarray:
+def _numbered(run_ids: Sequence[str]) -> list[str]:
+    """Names without a repeat: the second `a` is `a#2`; an empty one is its row."""
+    names = [run_id or f"row-{k}" for k, run_id in enumerate(run_ids, start=1)]
+    taken, used, result = set(names), set[str](), []
+    for name in names:
+        new, k = name, 1
+        while new in used or (k > 1 and new in taken):
+            k += 1
+            new = f"{name}#{k}"
+        used.add(new)
+        result.append(new)
+    return result
+
+
+def _read_column(
+    name: str, cells: Sequence[str], run_ids: Sequence[str], where: Sequence[str], strict: bool
+) -> np.ndarray:
     if name in TEXT_COLUMNS:
         for k, cell in enumerate(cells):
-            if not cell and name in IDENTITY_COLUMNS:
+            if not cell and name in IDENTITY_COLUMNS and strict:
                 raise ValueError(f"{where[k]}, column {name!r}: empty; run {run_ids[k]!r} needs a {name}")
         return np.array(cells, dtype=np.str_)
     if not _is_number_column(name):
@@ -258,7 +357,17 @@ def _read_column(name: str, cells: Sequence[str], run_ids: Sequence[str], where:
             return np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
         except ValueError:
             return np.array(cells, dtype=np.str_)
+    if not strict:
+        return np.array([_number_or_nan(cell) for cell in cells], dtype=np.float64)
     return np.array([_read_number(name, cell, run_ids[k], where[k]) for k, cell in enumerate(cells)], dtype=np.float64)
+
+
+def _number_or_nan(cell: str) -> float:
+    try:
+        value = float(cell) if cell else math.nan
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _read_number(name: str, cell: str, run_id: str, where: str) -> float:
