@@ -9,6 +9,7 @@
     print(bootstrap(f).interval("E") if f.identifiable else f.reasons)
 """
 
+from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
 from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import DataLaw, InteractionLaw, JointLaw, Law, ModelLaw, Term
@@ -21,7 +22,9 @@ from lingua_synth.scaling.validation import Holdout, holdout
 __all__ = [
     "BestRatio",
     "Bootstrap",
+    "Cleaned",
     "DataLaw",
+    "Dropped",
     "Holdout",
     "InteractionLaw",
     "JointLaw",
@@ -35,6 +38,7 @@ __all__ = [
     "Term",
     "best_ratio",
     "bootstrap",
+    "clean",
     "crossing",
     "fit",
     "fit_study",
