@@ -163,7 +163,8 @@ def measure_cases(page: Page, goals: list[list[str]], cases: Cases, rounds: int)
     page.text(
         f"Whole runs in new processes, from loading the vocabulary to the last file, {rounds} rounds in turn: median "
         "(smallest-largest). CPU-seconds are of all processes of a run together. Start: until the tokenizer is ready, "
-        "checks included (for all cores together once, on Linux); the columns behind it count without it. The library also shuffles, checks, "
+        "checks included (for all cores together once, on Linux); the columns behind it count without it. "
+        "The library also shuffles, checks, "
         "hashes and writes shards to disk; the floors and Lingua's loader write nothing, and of Lingua only reading is "
         f"counted, not its start. All cores: {count_cores()}. What takes long runs on part of the files (Mtok)."
     )
