@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("lingua_synth.train.command", "one training run; under torchrun: -m lingua_synth.train"),
     "resolve": ("lingua_synth.hosts.command", "the same run as a plain YAML for a stock Meta Lingua"),
     "evaluate": ("lingua_synth.evaluate.command", "held-out loss per domain of a trained model"),
+    "export": ("lingua_synth.model.export_command", "a checkpoint as a Hugging Face folder"),
+    "import": ("lingua_synth.model.import_command", "a Hugging Face Llama folder as a checkpoint to start from"),
     "study": ("lingua_synth.study.command", "a grid of runs (plan, launch, status, collect)"),
     "fit": ("lingua_synth.scaling.command", "scaling laws with intervals from a runs table"),
     "report": ("lingua_synth.report.command", "figures and one self-contained page from a runs table"),
