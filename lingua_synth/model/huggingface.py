@@ -222,8 +222,8 @@ def from_config(config: Mapping[str, Any]) -> ModelArgs:
 def ffn_rule(dim: int, hidden: int) -> tuple[float | None, int]:
     """(ffn_dim_multiplier, multiple_of) whose feed-forward width for `dim` is exactly `hidden`.
 
-    The first that fits of: no multiplier and a usual multiple; a multiplier of two digits (1.3) and a usual multiple;
-    the exact quotient, rounded to no multiple. Usual: 256, 1024, 4096, then powers of two from 2048 down.
+    The first that fits, multiple by multiple, of: no multiplier, a multiplier of whole tenths (1.3); at last the exact
+    quotient, rounded to no multiple. Multiples: 256, 1024, 4096, as in Llama, then powers of two from 2048 down.
     """
     multiples = [256, 1024, 4096, *(2**power for power in range(11, -1, -1))]
     base = int(2 * (4 * dim) / 3)
@@ -233,7 +233,7 @@ def ffn_rule(dim: int, hidden: int) -> tuple[float | None, int]:
     quotient = hidden / base
     exact = [quotient, math.nextafter(quotient, math.inf)]  # the product is rounded down
     for multiplier, multiple in itertools.chain(
-        ((None, m) for m in multiples), ((f, m) for m in multiples for f in short), ((f, 1) for f in exact)
+        ((f, m) for m in multiples for f in (None, *short)), ((f, 1) for f in exact)
     ):
         if ffn_hidden_dim(ModelArgs(dim=dim, ffn_dim_multiplier=multiplier, multiple_of=multiple)) == hidden:
             return multiplier, multiple
