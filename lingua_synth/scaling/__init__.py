@@ -11,6 +11,7 @@
 
 from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
 from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
+from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import DataLaw, InteractionLaw, JointLaw, Law, ModelLaw, Term
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
@@ -24,6 +25,7 @@ __all__ = [
     "Bootstrap",
     "Cleaned",
     "DataLaw",
+    "Design",
     "Dropped",
     "Holdout",
     "InteractionLaw",
@@ -31,6 +33,7 @@ __all__ = [
     "Law",
     "MixtureFit",
     "ModelLaw",
+    "NextRuns",
     "Runs",
     "ScalingFit",
     "Speedup",
@@ -40,10 +43,12 @@ __all__ = [
     "bootstrap",
     "clean",
     "crossing",
+    "expected_errors",
     "fit",
     "fit_study",
     "holdout",
     "load_runs",
+    "next_runs",
     "simulate_study",
     "speedup",
     "write_runs",
