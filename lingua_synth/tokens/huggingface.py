@@ -243,6 +243,12 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
             kind == _USER_DEFINED and (len(piece) > 1 or model_type != _BPE_TYPE) for piece, _, kind in pieces
         ),
     }
+    if model_type == _UNIGRAM_TYPE:
+        # Their low score keeps these names from being read out of a text where every character has another piece.
+        singles = {piece for piece, _, kind in pieces if kind == _NORMAL and len(piece) == 1}
+        names = [piece for piece, _, kind in pieces if kind != _NORMAL and not set(piece) <= singles]
+        listed = ", ".join(names[:3])
+        unsupported[f"has no pieces for all characters of {listed}, the names of other pieces,"] = bool(names)
     for reason, holds in unsupported.items():
         if holds:
             raise ValueError(f"{what} {reason}, which this export does not write; use a BPE or unigram model without")
@@ -465,14 +471,19 @@ def _pair(merge: str | Sequence[str], back: Mapping[str, int]) -> list[bytes]:
     return [bytes(back[char] for char in part) for part in (merge.split(" ") if isinstance(merge, str) else merge)]
 
 
-def _split_pattern(content: Mapping[str, Any]) -> str | None:
-    pre_tokenizer = content.get("pre_tokenizer") or {}
-    for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
-        if step.get("type") == "Split":
-            return str(step["pattern"].get("Regex"))
-        if step.get("type") == "ByteLevel" and step.get("use_regex", True):
-            return "GPT-2's"
-    return None
+def _split_pattern(content: Mapping[str, Any]) -> str:
+    """The pattern whose matches are words, "" where a text is one word; "another" for any other way to split."""
+    pre_tokenizer = content["pre_tokenizer"]
+    *before, last = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    if last.get("type") != "ByteLevel" or last.get("use_regex", True) or last.get("add_prefix_space", True):
+        return "another"
+    if not before:
+        return ""
+    split = before[0]
+    is_plain = len(before) == 1 and split.get("type") == "Split"
+    if not is_plain or split.get("behavior") != "Isolated" or split.get("invert"):
+        return "another"
+    return str(split["pattern"].get("Regex", "another"))
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -614,8 +614,8 @@ def test_a_full_disk_leaves_nothing(exported, tmp_path, direction):
 
 
 def test_memory_while_exporting_is_one_tensor_s(tmp_path):
-    """25 times the weights of the largest matrix go through; far less stays."""
-    args = ModelArgs(dim=512, n_layers=24, n_heads=8, vocab_size=258, max_seqlen=16, multiple_of=64)
+    """150 MB of weights go through in matrices of at most 3 MB; little of it stays."""
+    args = ModelArgs(dim=512, n_layers=12, n_heads=8, vocab_size=258, max_seqlen=16, multiple_of=64)
     model = Transformer(args)
     model.init_weights(0)
     import torch.distributed.checkpoint as dcp
@@ -641,8 +641,8 @@ def test_memory_while_exporting_is_one_tensor_s(tmp_path):
         timeout=120,
         check=True,
     )
-    assert total > 300_000_000
-    assert int(done.stdout) < 0.3 * total
+    assert total > 150_000_000
+    assert int(done.stdout) < 0.3 * total, done.stdout
 
 
 # ---- the programs that read an export ----
