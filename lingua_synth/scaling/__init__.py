@@ -13,7 +13,19 @@ from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
 from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
-from lingua_synth.scaling.laws import DataLaw, InteractionLaw, JointLaw, Law, ModelLaw, Term
+from lingua_synth.scaling.function_law import FunctionLaw
+from lingua_synth.scaling.laws import (
+    DataLaw,
+    InteractionLaw,
+    JointLaw,
+    KaplanLaw,
+    Law,
+    ModelLaw,
+    PowerLaw,
+    RectifiedLaw,
+    Term,
+    TiedLaw,
+)
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
@@ -27,18 +39,23 @@ __all__ = [
     "DataLaw",
     "Design",
     "Dropped",
+    "FunctionLaw",
     "Holdout",
     "InteractionLaw",
     "JointLaw",
+    "KaplanLaw",
     "Law",
     "MixtureFit",
     "ModelLaw",
     "NextRuns",
+    "PowerLaw",
+    "RectifiedLaw",
     "Runs",
     "ScalingFit",
     "Speedup",
     "StudyFits",
     "Term",
+    "TiedLaw",
     "best_ratio",
     "bootstrap",
     "clean",

@@ -11,7 +11,7 @@ unit: the constant is in the same). Residuals are ln(predicted) - ln(observed), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,12 @@ class ScalingFit:
     N: np.ndarray | None
     D: np.ndarray | None
     loss: np.ndarray
+    variables: dict[str, np.ndarray] = field(default_factory=dict)
+    """Every variable of the law per run, in the order given; N and D are among them."""
+    asymmetry: float = 1.0
+    """How many times more a prediction above its run counts than one below."""
+    weights: np.ndarray | None = None
+    """What a run counts, in the order given; None: 1 each."""
     reasons: list[str] = field(default_factory=list)
     """Why the runs do not determine the law, one sentence each; empty when they do."""
     warnings: list[str] = field(default_factory=list)
@@ -77,20 +83,25 @@ class ScalingFit:
         """Greatest log residual in absolute value."""
         return float(np.max(np.abs(self.residuals)))
 
-    def predict(self, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
-        """Loss of the fitted law; N and D broadcast. See `extrapolation_factor` for how far that is from the runs."""
-        return self.law.predict(self.params, N=N, D=D)
+    def predict(
+        self, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
+        """Loss of the fitted law; the variables broadcast. See `extrapolation_factor` for how far that is from the
+        runs."""
+        return self.law.predict(self.params, N=N, D=D, **variables)
 
-    def extrapolation_factor(self, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
+    def extrapolation_factor(
+        self, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
         """How many times beyond the runs a point lies, per point: 1 inside their range, 10 at ten times their largest
         D.
 
-        The greater of the factors of N and D, above the largest or below the smallest run.
+        The greatest of the factors of N, D (and U), above the largest or below the smallest run.
         """
-        logs, shape = self.law.log_points(N, D)
-        worst = np.zeros(())
-        for name, values in logs.items():
-            seen = np.log(self._variable(name))
+        logs, shape = self.law.log_points(N, D, **variables)
+        worst = np.zeros(int(np.prod(shape)))
+        for name in self.law.logged:
+            values, seen = logs[name], np.log(self._variable(name))
             worst = np.maximum(worst, np.maximum(values - seen.max(), seen.min() - values))
         # Below one part in 10^12 a point is the run itself, up to rounding of its logarithm.
         return np.exp(np.where(worst > 1e-12, worst, 0.0)).reshape(shape)[()]
@@ -115,8 +126,11 @@ class ScalingFit:
                 "rms_residual": self.rms_residual,
                 "max_residual": self.max_residual,
                 "n_definition": self.n_definition,
+                "asymmetry": self.asymmetry,
+                "weights": self.weights,
                 "N": self.N,
                 "D": self.D,
+                **{name: values for name, values in self.variables.items() if name not in ("N", "D")},
                 "loss": self.loss,
                 "residuals": self.residuals,
             }
@@ -137,13 +151,10 @@ class ScalingFit:
         return "\n".join(lines)
 
     def _variable(self, name: str) -> np.ndarray:
-        values = self.N if name == "N" else self.D
-        assert values is not None, "a fit holds every variable of its law"
-        return values
+        return self.variables[name]
 
     def _points(self) -> solver.Points:
-        logs = {name: np.log(self._variable(name)) for name in self.law.variables}
-        return solver.Points.of(self.law, logs, np.log(self.loss))
+        return _points_of(self.law, self.variables, self.loss, self.weights, self.asymmetry)
 
 
 def fit(
@@ -154,14 +165,22 @@ def fit(
     loss: ArrayLike,
     objective: str = "huber",
     delta: float = 1e-3,
+    asymmetry: float = 1.0,
+    weights: ArrayLike | None = None,
     n_definition: str = "non_embedding",
+    **variables: ArrayLike | None,
 ) -> ScalingFit:
     """Fit `law` to runs: the global minimum of a sum over runs of rho(ln(predicted) - ln(observed)).
 
     objective: "huber" (rho = r^2/2 within `delta`, delta (|r| - delta/2) beyond), "lad" (|r|) or "mse" (r^2).
-    Deterministic: no random start; the order of the rows changes nothing and units change nothing but the units of the
-    parameters. N and D are those variables the law has, one value a run; `n_definition` says which count N is, and is
-    kept.
+    asymmetry: how many times more a prediction above its run counts than one below; over 1 the law hugs the lower
+    envelope of the runs. weights: what each run counts, positive, e.g. `weights=(N * D) ** 0.25`; only their ratios
+    move the parameters.
+    N, D and `**variables` (U=, r=, ratio_<source>=) are those variables the law has, one value a run; `n_definition`
+    says which count N is, and is kept.
+
+    Deterministic: no random start; the order of the rows changes nothing. Units change nothing but the units of the
+    parameters, for every law that `rescales` (all but a `FunctionLaw`, which is fitted in the units given).
 
     Raises ValueError for values that are not positive and finite, arrays of unequal length, a variable too many or too
     few, an unknown objective, and fewer runs than the law has parameters. Runs that do not determine the law (one
@@ -173,15 +192,20 @@ def fit(
         raise ValueError(f"objective is one of {', '.join(solver.OBJECTIVES)}; got {objective!r}")
     if not (np.isfinite(delta) and delta > 0):
         raise ValueError(f"delta is a width in log loss, positive (1e-3 is 0.1 %); got {delta}")
-    columns = _columns(law, N, D, loss)
+    if not (np.isfinite(asymmetry) and asymmetry > 0):
+        raise ValueError(
+            f"asymmetry is a positive factor, 1 for none (3 to lean on the lower envelope); got {asymmetry}"
+        )
+    columns = _columns(law, {"N": N, "D": D, **variables}, loss)
     losses = columns.pop("loss")
     num, p = len(losses), len(law.parameters)
+    counts = _weights(weights, num)
     if num < p:
         raise ValueError(
             f"{type(law).__name__} has {p} parameters ({', '.join(law.parameters)}) and there are {num} runs; "
             f"it takes at least {p}, and {p + 1} to say anything about its error"
         )
-    points = solver.Points.of(law, {name: np.log(values) for name, values in columns.items()}, np.log(losses))
+    points = _points_of(law, columns, losses, counts, asymmetry)
     found = solver.minimize(law, points, objective=objective, delta=delta)
     theta = found.theta[0]
     params = dict(zip(law.parameters, points.to_params(law, theta).tolist(), strict=True))
@@ -193,7 +217,7 @@ def fit(
     reasons = _data_reasons(law, columns, num) + _solution_reasons(
         law, theta, canonical, jacobian, condition, converged
     )
-    for array in (losses, residuals, *columns.values()):
+    for array in (losses, residuals, *columns.values(), *([] if counts is None else [counts])):
         array.flags.writeable = False
     return ScalingFit(
         law=law,
@@ -210,30 +234,51 @@ def fit(
         N=columns.get("N"),
         D=columns.get("D"),
         loss=losses,
+        variables=columns,
+        asymmetry=float(asymmetry),
+        weights=counts,
         reasons=reasons,
         warnings=_warnings(law, columns, residuals, params),
     )
 
 
-def _columns(law: Law, N: ArrayLike | None, D: ArrayLike | None, loss: ArrayLike) -> dict[str, np.ndarray]:
+def _columns(law: Law, variables: Mapping[str, ArrayLike | None], loss: ArrayLike) -> dict[str, np.ndarray]:
     """The law's variables and the loss as float arrays `[num_points]` of their own."""
-    columns: dict[str, np.ndarray] = {}
-    for name, values in (("N", N), ("D", D), ("loss", loss)):
-        if name != "loss" and name not in law.variables:
-            if values is not None:
-                raise ValueError(
-                    f"{type(law).__name__} ({law.formula}) has no {name}; pass {' and '.join(law.variables)} only, "
-                    f"for runs of one {name}, or fit a law that has it"
-                )
-            continue
-        array = np.array(_positive(values, name))
+    for name, values in variables.items():
+        if values is not None and name not in law.variables:
+            raise ValueError(
+                f"{type(law).__name__} ({law.formula}) has no {name}; pass {' and '.join(law.variables)} only, "
+                f"for runs of one {name}, or fit a law that has it"
+            )
+    columns = {name: np.array(law.check_variable(variables.get(name), name)) for name in law.variables}
+    columns["loss"] = np.array(_positive(loss, "loss"))
+    for name, array in columns.items():
         if array.ndim != 1:
             raise ValueError(f"{name} must hold one value a run (one dimension), got shape {array.shape}")
-        columns[name] = array
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"one value a run is needed in each of {lengths}; the lengths differ")
     return columns
+
+
+def _weights(weights: ArrayLike | None, num: int) -> np.ndarray | None:
+    if weights is None:
+        return None
+    array = np.array(_positive(weights, "weights"))
+    if array.shape != (num,):
+        raise ValueError(f"weights must hold one value for each of the {num} runs, got shape {array.shape}")
+    return array
+
+
+def _points_of(
+    law: Law, columns: Mapping[str, np.ndarray], loss: np.ndarray, weights: np.ndarray | None, asymmetry: float
+) -> solver.Points:
+    logs = {name: np.log(columns[name]) if name in law.logged else columns[name] for name in law.variables}
+    law.validate_points(logs)
+    if weights is not None:
+        # Of mean 1, so that thresholds on sums read as ever.
+        weights = weights / np.mean(np.sort(weights))
+    return solver.Points.of(law, logs, np.log(loss), weights=weights, asymmetry=asymmetry)
 
 
 # --- what the runs cannot tell ---
@@ -249,14 +294,18 @@ def _data_reasons(law: Law, columns: dict[str, np.ndarray], num: int) -> list[st
         )
     for name, values in columns.items():
         distinct = len(np.unique(values))
-        if distinct < 3:
+        if name not in ("N", "D"):
+            if distinct == 1:
+                reasons.append(f"all runs have one {name}, so nothing in them shows what it does")
+        elif distinct < 3:
             one = f"all runs have one {name}" if distinct == 1 else f"the runs have only 2 different values of {name}"
             reasons.append(f"{one}; a constant, a coefficient and an exponent take 3")
         elif values.max() < MIN_RANGE * values.min():
             spread = values.max() / values.min()
             reasons.append(f"too small a range of {name}: it spans a factor of {spread:.3g}, under {MIN_RANGE:g}")
-    if len(columns) == 2 and all(len(np.unique(values)) > 2 for values in columns.values()):
-        correlation = float(np.corrcoef(*(np.log(values) for values in columns.values()))[0, 1])
+    both = [columns[name] for name in ("N", "D") if name in columns]
+    if len(both) == 2 and all(len(np.unique(values)) > 2 for values in both):
+        correlation = float(np.corrcoef(*(np.log(values) for values in both))[0, 1])
         if abs(correlation) > LINE_CORRELATION:
             reasons.append(
                 "all runs lie on one line of D against N (in logarithms), so the two terms cannot be told apart; "
@@ -274,15 +323,18 @@ def _solution_reasons(
         reasons.append("the solver did not converge: the gradient at its best point is not zero")
     at_bound = _at_bound(law, theta)
     for k, name in enumerate(law.parameters):
-        if not at_bound[k]:
+        if not at_bound[k] or name in law.may_be_zero:
             continue
         if name == law.constant:
             reasons.append(f"{name} sits on its bound 0: the runs do not show where the loss levels off")
         elif name in law.coefficients:
             variables = " and ".join(v for term in law.terms if term.coefficient == name for v, _ in term.exponents)
-            reasons.append(f"{name} sits on its bound 0: the loss does not fall with {variables} in these runs")
-        else:
+            what = f"the loss does not fall with {variables}" if variables else "its term is absent"
+            reasons.append(f"{name} sits on its bound 0: {what} in these runs")
+        elif law.terms:
             reasons.append(f"exponent {name} sits at its bound {theta[k]:g}")
+        else:
+            reasons.append(f"{name} sits at its bound {theta[k]:g}: the runs would have it beyond")
     if condition > MAX_CONDITION:
         shown = f"{condition:.2g}" if np.isfinite(condition) else "infinite"
         reasons.append(
@@ -310,7 +362,7 @@ def _unresolved(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np
         name
         for k, name in enumerate(law.parameters)
         # Coefficients are left out (their exponents say it); c of the interaction law may well be 0.
-        if name not in law.coefficients and law.bounds[name][0] >= 0 and half[k] >= theta[k]
+        if (name == law.constant or name in _exponents(law)) and law.bounds[name][0] >= 0 and half[k] >= theta[k]
     ]
     return [
         f"{name} cannot be told from 0: the scatter of the runs gives it a first-order 95 % interval that reaches 0"
@@ -318,10 +370,18 @@ def _unresolved(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np
     ]
 
 
+def _exponents(law: Law) -> tuple[str, ...]:
+    """Parameters that are exponents of a count, in whatever law: alpha and beta by their names."""
+    return law.exponents if law.terms else tuple(name for name in law.parameters if name in ("alpha", "beta"))
+
+
 def _at_bound(law: Law, theta: np.ndarray) -> np.ndarray:
     low, high = solver.bounds_of(law)
-    # Constant and coefficients are in units of the typical loss here, exponents have none.
-    return (theta <= low + 1e-9) | (theta >= high - 1e-9)
+    if law.rescales:
+        # Constant and coefficients are in units of the typical loss here, exponents have none.
+        return (theta <= low + 1e-9) | (theta >= high - 1e-9)
+    width = np.where(np.isfinite(high - low), high - low, 0.0)
+    return (theta <= low + 1e-9 * width) | (theta >= high - 1e-9 * width)
 
 
 def _condition_number(law: Law, theta: np.ndarray, jacobian: np.ndarray) -> float:
@@ -339,15 +399,19 @@ def _condition_number(law: Law, theta: np.ndarray, jacobian: np.ndarray) -> floa
 def _warnings(law: Law, columns: dict[str, np.ndarray], residuals: np.ndarray, params: dict[str, float]) -> list[str]:
     warnings = []
     for name, values in columns.items():
+        if name not in law.logged:
+            continue
         spread = values.max() / values.min()
         if MIN_RANGE <= spread < SHORT_RANGE:
             warnings.append(f"{name} spans only a factor of {spread:.3g}; its exponent and the constant rest on little")
     num, p = len(residuals), len(law.parameters)
     if p < num < p + 3:
         warnings.append(f"only {num - p} more runs than parameters; intervals are rough")
-    for name in law.exponents:
+    for name in _exponents(law):
         if law.bounds[name][0] >= 0 and not USUAL_EXPONENTS[0] <= params[name] <= USUAL_EXPONENTS[1]:
             warnings.append(f"{name} = {params[name]:.3g} is outside {USUAL_EXPONENTS}, where published exponents lie")
+    if law.derivatives not in ("exact", "given"):
+        warnings.append(f"derivatives of {law.name} by {law.derivatives}")
     warnings += _outlier_warnings(columns, residuals)
     if "D" in columns and columns["D"].max() < 1e5:
         warnings.append(

@@ -1,15 +1,20 @@
-"""Scaling laws: loss as a constant plus terms that fall with model size N and training tokens D.
+"""Scaling laws: loss as a function of model size N, training tokens D and whatever else a run varies.
 
-A law is a small object that knows its formula, its parameters, how to predict, and its exact derivatives; it holds no
-data and no fitted numbers. Every law here is a *constant plus power-law terms*, so one class computes them all and a
-new one is a few lines: name the constant, and for each term its coefficient and the exponent of each variable.
+A law is a small object that knows its formula, its parameters, how to predict, and its derivatives; it holds no data
+and no fitted numbers. `Law` is the interface the solver needs: names, bounds, `value_and_jacobian`. `PowerLaw` is a
+*constant plus power-law terms*; a new one is a few lines: name the constant, and for each term its coefficient and the
+exponent of each variable. Laws of another shape write their own `value_and_jacobian`, or are a `FunctionLaw` around any
+function (`function_law.py`).
 
-N: parameters of the model (which count: the fit says). D: training tokens, repeats counted. E: irreducible loss in nats
-per token. Three different E's are three names: `E` (joint), `E_at_N` (at fixed N), `E_at_D` (at fixed D).
+N: parameters of the model (which count: the fit says). D: training tokens, repeats counted. U: unique tokens. E:
+irreducible loss in nats per token. Three different E's are three names: `E` (joint), `E_at_N` (at fixed N), `E_at_D`
+(at fixed D).
 
 Sources: the joint form is that of Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", approach 3;
 the interaction form, where the exponent of N on the data term lets larger models learn more from a token, is the
-six-parameter law that predicted held-out budgets best on the public run tables.
+six-parameter law that predicted held-out budgets best on the public run tables; Kaplan et al. 2020, "Scaling Laws for
+Neural Language Models", equation 1.5; Gadre et al. 2024, "Language models scale reliably with over-training and on
+downstream tasks", whose law in compute and tokens per parameter is `TiedLaw` in other letters.
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ EXPONENT_BOUNDS = (0.001, 3.0)
 """Range of alpha and beta. Published exponents lie in 0.05-1; at the ends a term is a constant or a step."""
 INTERACTION_BOUNDS = (-2.0, 2.0)
 """Range of c, which may have either sign."""
+POSITIVE_VARIABLES = ("N", "D", "U")
+"""Variables that are counts; they enter a law by their logarithm."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,35 @@ class Term:
 
 
 class Law:
-    """A constant plus power-law terms; subclasses only declare the names."""
+    """What the solver asks of a law; subclasses declare the names and write `value_and_jacobian`.
+
+    **Points.** A dict `{variable: [m]}`: the natural logarithm of the variables in `logged`, the plain value of the
+    others (a ratio r may be 0). Before a fit the solver subtracts `centres` from the logarithms and divides losses by
+    their geometric mean, if the law says by `to_theta` / `to_params` how its parameters follow; so `value_and_jacobian`
+    must be right in any unit of the variables that have a centre other than 0.
+
+    **Shapes.** `theta` is `[n, p]` (n sets of parameters at once, in the order of `parameters`), values are `[n, m]`,
+    Jacobians `[n, p, m]`.
+    """
 
     name: ClassVar[str]
     formula: ClassVar[str]
     parameters: ClassVar[tuple[str, ...]]
     variables: ClassVar[tuple[str, ...]]
-    """Which of N and D the law depends on."""
-    constant: ClassVar[str]
-    """The parameter that is the irreducible loss."""
-    terms: ClassVar[tuple[Term, ...]]
+    """Named columns of a run that the law depends on: N, D, U, r, ratio_<source>."""
     bounds: ClassVar[dict[str, tuple[float, float]]]
-    """Lowest and highest value of every parameter: no negative loss, no term that grows."""
+    """Lowest and highest value of every parameter. Of a parameter that `to_theta` rescales, 0 or infinite."""
+    constant: ClassVar[str] = ""
+    """The parameter that is the irreducible loss; empty for a law without one."""
+    linear: ClassVar[tuple[str, ...]] = ()
+    """Parameters in which the value is linear, all else fixed (so that their columns of the Jacobian are their basis).
+    At the start they are solved for instead of searched: non-negative where their lower bound is 0, else free."""
+    terms: ClassVar[tuple[Term, ...]] = ()
+    """The terms, where the law is a constant plus power-law terms (`PowerLaw`)."""
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    """Parameters for which their bound 0 is an answer like any other (a shift that is not there)."""
+    derivatives: str = "exact"
+    """How the Jacobian is computed; a fit says so when it is not exact."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -62,44 +86,261 @@ class Law:
     def __hash__(self) -> int:
         return hash(type(self))
 
+    # --- for a law to write ---
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Losses `[n, m]` and their derivatives by the parameters `[n, p, m]`. A loss that is not positive or finite
+        tells the solver to keep out."""
+        raise NotImplementedError
+
+    def value(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Losses `[n, m]` alone; a law may have a faster way."""
+        return self.value_and_jacobian(theta, points)[0]
+
+    def curvature(
+        self, theta: np.ndarray, points: Mapping[str, np.ndarray], jacobian: np.ndarray, pull: np.ndarray
+    ) -> np.ndarray | None:
+        """`sum over points of pull * (second derivatives of the value)`, `[n, p, p]`; `pull` is `[n, m]`.
+
+        `jacobian` is that of the value at `theta`. None (the default): the descent is of Gauss-Newton's kind, slower
+        at a minimum with large residuals and to the same minimum.
+        """
+        return None
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        """Nodes of each parameter that is not linear, in working units, for the start of a fit.
+
+        Default: 18 nodes from 0.02 to 2 for exponents that are positive, else 7 over the bounds (from -0.5 to 0.5 when
+        those are wider); a law whose parameters are of another size says its own. More than `solver.MAX_NODES` nodes
+        in the product are thinned out evenly.
+        """
+        return {name: _default_nodes(*self.bounds[name]) for name in self.parameters if name not in self.linear}
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """Variables that must be positive and enter by their logarithm."""
+        return tuple(name for name in self.variables if name in POSITIVE_VARIABLES)
+
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """What is subtracted from the logarithm of each logged variable before a fit: 0 unless the law knows how its
+        parameters follow."""
+        return dict.fromkeys(self.logged, 0.0)
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        """Working parameters in the caller's units: those of `exp(log_scale) * value` at points that are not
+        centred. `log_scale` is 0 unless `rescales`."""
+        return np.array(theta, dtype=np.float64)
+
+    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        """The inverse of `to_params`."""
+        return np.array(params, dtype=np.float64)
+
+    rescales: ClassVar[bool] = False
+    """Whether `to_params` and `to_theta` follow a factor on the loss; then the fit is invariant to its unit."""
+
+    @property
+    def log_moved(self) -> tuple[str, ...]:
+        """Parameters that stay positive and may be moved by their logarithm: the coefficients whose bound is 0."""
+        return tuple(name for name in self.coefficients if self.bounds[name][0] == 0)
+
+    def max_moves(self) -> np.ndarray:
+        """The farthest one step may move each parameter, `[p]`: 0.5 for what has no wider bounds, else a quarter of
+        the range; no limit for linear parameters."""
+        low, high = np.array([self.bounds[name] for name in self.parameters]).T
+        limit = np.maximum(0.5, 0.25 * (high - low))
+        return np.where([name in self.linear for name in self.parameters], np.inf, limit)
+
+    def validate_points(self, points: Mapping[str, np.ndarray]) -> None:
+        """Raise ValueError for values the law has no meaning for (e.g. ratios that exceed 1)."""
+
+    # --- for everyone ---
+
     @property
     def exponents(self) -> tuple[str, ...]:
-        """Names of the exponents, in parameter order."""
+        """Names of the parameters that are neither the constant nor a coefficient, in parameter order."""
         return tuple(name for name in self.parameters if name not in self.coefficients and name != self.constant)
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Names of the linear parameters but the constant."""
+        return tuple(name for name in self.linear if name != self.constant)
+
+    def predict(
+        self, params: Params, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
+        """Loss at (N, D, ...), in the unit of the fit.
+
+        Variables broadcast against each other. With `params` as an array `[..., p]` (one row a resample) the result is
+        `[..., *shape of the points]`. ValueError for a variable the law needs and does not get, or gets and does not
+        know, and for values that are not positive where they must be.
+        """
+        theta = self.as_array(params)
+        logs, shape = self.log_points(N, D, **variables)
+        value = self.value(theta.reshape(-1, theta.shape[-1]), logs)
+        return value.reshape(theta.shape[:-1] + shape)[()]
+
+    def gradient(
+        self, params: Params, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
+        """Derivatives of `predict` by every parameter, on a last axis of length p; see `derivatives` for how."""
+        theta = self.as_array(params)
+        logs, shape = self.log_points(N, D, **variables)
+        jacobian = self.value_and_jacobian(theta.reshape(-1, theta.shape[-1]), logs)[1]
+        return jacobian.swapaxes(-1, -2).reshape(theta.shape[:-1] + shape + (len(self.parameters),))
+
+    def solve_D(
+        self, params: Params, loss: ArrayLike, N: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
+        """Training tokens D at which the law reaches `loss`, by bisection between 1 and 1e40 tokens.
+
+        `inf` where no D up to 1e40 does: out of reach. Right for a law that falls with D. One set of parameters; `loss`
+        and the variables broadcast. ValueError when the law has no D.
+        """
+        theta = self.as_array(params)
+        assert theta.ndim == 1, "one set of parameters at a time"
+        if "D" not in self.variables:
+            raise ValueError(f"{type(self).__name__} has no data term, so no budget D follows from a loss")
+        loss = np.asarray(loss, dtype=np.float64)
+        fixed = {name: value for name, value in {"N": N, **variables}.items() if value is not None}
+        shape = np.broadcast_shapes(loss.shape, *(np.shape(value) for value in fixed.values()))
+        low, high = np.zeros(shape), np.full(shape, 40 * np.log(10.0))
+
+        def at(log_D: np.ndarray) -> np.ndarray:
+            return self.predict(theta, **{**fixed, "D": np.exp(log_D)})
+
+        reached = at(high) <= loss
+        for _ in range(120):
+            middle = 0.5 * (low + high)
+            above = at(middle) > loss
+            low, high = np.where(above, middle, low), np.where(above, high, middle)
+        return np.where(reached, np.exp(0.5 * (low + high)), np.inf)[()]
+
+    def as_array(self, params: Params) -> np.ndarray:
+        """`params` as a float64 array whose last axis is in parameter order; ValueError names what is missing."""
+        if isinstance(params, Mapping):
+            if set(params) != set(self.parameters):
+                raise ValueError(
+                    f"{type(self).__name__} has parameters {', '.join(self.parameters)}; got {list(params)}"
+                )
+            return np.array([float(params[name]) for name in self.parameters])
+        theta = np.asarray(params, dtype=np.float64)
+        if theta.ndim < 1 or theta.shape[-1] != len(self.parameters):
+            raise ValueError(
+                f"{type(self).__name__} has {len(self.parameters)} parameters on the last axis; got shape {theta.shape}"
+            )
+        return theta
+
+    def log_points(
+        self, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
+        """The points of every variable, flat and broadcast (ln of the logged ones), and the shape of the points."""
+        given = {"N": N, "D": D, **variables}
+        for name, value in given.items():
+            if value is not None and name not in self.variables:
+                raise ValueError(
+                    f"{type(self).__name__} ({self.formula}) has no {name}; pass {' and '.join(self.variables)} only"
+                )
+        arrays = np.broadcast_arrays(*(self.check_variable(given.get(name), name) for name in self.variables))
+        columns = {
+            name: (np.log(array) if name in self.logged else np.array(array)).reshape(-1)
+            for name, array in zip(self.variables, arrays, strict=True)
+        }
+        self.validate_points(columns)
+        return columns, arrays[0].shape
+
+    def check_variable(self, value: ArrayLike | None, name: str) -> np.ndarray:
+        """`value` as floats: positive and finite for a logged variable, else finite; ValueError says what is wrong."""
+        return _positive(value, name) if name in self.logged else _finite(value, name)
+
+    def _spread(self, theta: np.ndarray, name: str) -> np.ndarray:
+        return theta[..., self.parameters.index(name), None]
+
+
+class PowerLaw(Law):
+    """A constant plus power-law terms, with exact first and second derivatives; subclasses only declare the names.
+
+    A fit is invariant to the unit of every variable and of the loss: it is done on centred logarithms.
+    """
+
+    rescales = True
 
     @property
     def coefficients(self) -> tuple[str, ...]:
         """Names of the coefficients, in term order."""
         return tuple(term.coefficient for term in self.terms)
 
-    def predict(self, params: Params, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
-        """Loss at (N, D), in the unit of the constant.
+    @property
+    def linear(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The constant and the coefficients."""
+        return (self.constant, *self.coefficients)
 
-        N and D broadcast against each other. With `params` as an array `[..., p]` (one row a resample) the result is
-        `[..., *shape of the points]`. ValueError for a variable the law needs and does not get, or gets and does not
-        know, and for values that are not positive.
-        """
-        theta = self.as_array(params)
-        logs, shape = self.log_points(N, D)
-        value = self._spread(theta, self.constant) + sum(self._term(theta, term, logs) for term in self.terms)
-        return value.reshape(theta.shape[:-1] + shape)[()]
+    def max_moves(self) -> np.ndarray:
+        return np.where([name in self.exponents for name in self.parameters], 0.5, np.inf)
 
-    def gradient(self, params: Params, N: ArrayLike | None = None, D: ArrayLike | None = None) -> np.ndarray:
-        """Derivatives of `predict` by every parameter, on a last axis of length p; exact, not by differences."""
-        theta = self.as_array(params)
-        logs, shape = self.log_points(N, D)
-        points = int(np.prod(shape))
-        result = np.zeros((*theta.shape[:-1], points, len(self.parameters)))
-        result[..., self.parameters.index(self.constant)] = 1.0
+    def value(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._spread(theta, self.constant) + sum(self._term(theta, term, points) for term in self.terms)
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        shares = [self._power(theta, term, points) for term in self.terms]
+        values = [self._spread(theta, term.coefficient) * share for term, share in zip(self.terms, shares, strict=True)]
+        jacobian = np.empty((len(theta), len(self.parameters), values[0].shape[-1]))
+        jacobian[:, self.parameters.index(self.constant)] = 1.0
+        seen: set[int] = set()
+        for term, share, value in zip(self.terms, shares, values, strict=True):
+            jacobian[:, self.parameters.index(term.coefficient)] = share
+            for variable, name in term.exponents:
+                k = self.parameters.index(name)
+                row = -points[variable] * value
+                jacobian[:, k] = jacobian[:, k] + row if k in seen else row
+                seen.add(k)
+        return self._spread(theta, self.constant) + sum(values), jacobian
+
+    def curvature(
+        self, theta: np.ndarray, points: Mapping[str, np.ndarray], jacobian: np.ndarray, pull: np.ndarray
+    ) -> np.ndarray:
+        """Exact. Second derivatives only touch a term's own parameters."""
+        p = len(self.parameters)
+        extra = np.zeros((len(theta), p, p))
         for term in self.terms:
-            share = self._power(theta, term, logs)
-            result[..., self.parameters.index(term.coefficient)] = share
+            at = self.parameters.index(term.coefficient)
+            share = jacobian[:, at]
             value = self._spread(theta, term.coefficient) * share
-            for variable, exponent in term.exponents:
-                result[..., self.parameters.index(exponent)] -= logs[variable] * value
-        return result.reshape(theta.shape[:-1] + shape + (len(self.parameters),))
+            moved = pull * value
+            for variable, name in term.exponents:
+                k = self.parameters.index(name)
+                cross = -(pull * share) @ points[variable]
+                extra[:, at, k] += cross
+                extra[:, k, at] += cross
+                for other_variable, other_name in term.exponents:
+                    j = self.parameters.index(other_name)
+                    extra[:, k, j] += moved @ (points[variable] * points[other_variable])
+        return extra
 
-    def solve_D(self, params: Params, loss: ArrayLike, N: ArrayLike | None = None) -> np.ndarray:
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {name: float(np.mean(points[name])) for name in self.logged}
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = np.array(theta, dtype=np.float64)
+        scale = np.exp(log_scale)
+        params[..., self.parameters.index(self.constant)] *= scale
+        for term, shift in self._shifts(params, centres):
+            # A term that is absent stays absent: 0 times an overflow would be NaN.
+            coefficient = params[..., term]
+            with np.errstate(over="ignore"):
+                params[..., term] = np.where(coefficient > 0, coefficient * scale * np.exp(shift), 0.0)
+        return params
+
+    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        theta = np.array(params, dtype=np.float64)
+        scale = np.exp(log_scale)
+        theta[..., self.parameters.index(self.constant)] /= scale
+        for term, shift in self._shifts(theta, centres):
+            theta[..., term] = theta[..., term] / scale * np.exp(-shift)
+        return theta
+
+    def solve_D(
+        self, params: Params, loss: ArrayLike, N: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> np.ndarray:
         """Training tokens D at which the law reaches `loss`: `(B / (N^c (loss - rest)))^(1 / beta)`.
 
         `inf` where `loss` lies at or below what remains of the law without its data term: out of reach for any budget.
@@ -118,56 +359,30 @@ class Law:
                 f"{term.coefficient} of the fit is 0: its loss does not depend on D, so no budget follows from a loss"
             )
         loss = np.asarray(loss, dtype=np.float64)
-        log_N = np.log(_positive(N, "N")) if "N" in self.variables else np.zeros(())
+        given = {"N": N, **variables}
+        logs = {name: np.log(self.check_variable(given.get(name), name)) for name in self.variables if name != "D"}
+
+        def power(other: Term) -> np.ndarray:
+            return np.asarray(sum(by_name[exponent] * logs[name] for name, exponent in other.exponents if name != "D"))
+
         rest = np.asarray(by_name[self.constant]) + sum(
-            by_name[other.coefficient] * np.exp(-by_name[exponent] * log_N)
-            for other in self.terms
-            if other is not term
-            for _, exponent in other.exponents
+            by_name[other.coefficient] * np.exp(-power(other)) for other in self.terms if other is not term
         )
         gap = loss - rest
-        exponents = dict(term.exponents)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            log_D = np.log(by_name[term.coefficient]) - np.log(np.where(gap > 0, gap, np.nan))
-            if "N" in exponents:
-                log_D = log_D - by_name[exponents["N"]] * log_N
-            D = np.exp(log_D / by_name[exponents["D"]])
+            log_D = np.log(by_name[term.coefficient]) - np.log(np.where(gap > 0, gap, np.nan)) - power(term)
+            D = np.exp(log_D / by_name[dict(term.exponents)["D"]])
         return np.where(gap > 0, D, np.inf)[()]
 
-    # --- shared by the solver ---
-
-    def as_array(self, params: Params) -> np.ndarray:
-        """`params` as a float64 array whose last axis is in parameter order; ValueError names what is missing."""
-        if isinstance(params, Mapping):
-            if set(params) != set(self.parameters):
-                raise ValueError(
-                    f"{type(self).__name__} has parameters {', '.join(self.parameters)}; got {list(params)}"
-                )
-            return np.array([float(params[name]) for name in self.parameters])
-        theta = np.asarray(params, dtype=np.float64)
-        if theta.ndim < 1 or theta.shape[-1] != len(self.parameters):
-            raise ValueError(
-                f"{type(self).__name__} has {len(self.parameters)} parameters on the last axis; got shape {theta.shape}"
-            )
-        return theta
-
-    def log_points(
-        self, N: ArrayLike | None = None, D: ArrayLike | None = None
-    ) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
-        """ln of every variable, flat and broadcast, and the shape of the points."""
-        given = {"N": N, "D": D}
-        for name, value in given.items():
-            if value is not None and name not in self.variables:
-                raise ValueError(
-                    f"{type(self).__name__} ({self.formula}) has no {name}; pass {' and '.join(self.variables)} only"
-                )
-        arrays = np.broadcast_arrays(*(_positive(given[name], name) for name in self.variables))
-        return {name: np.log(array).reshape(-1) for name, array in zip(self.variables, arrays, strict=True)}, arrays[
-            0
-        ].shape
-
-    def _spread(self, theta: np.ndarray, name: str) -> np.ndarray:
-        return theta[..., self.parameters.index(name), None]
+    def _shifts(self, params: np.ndarray, centres: Mapping[str, float]) -> list[tuple[int, np.ndarray]]:
+        """(index of the coefficient, ln of coefficient over centred coefficient) of every term."""
+        shifts = []
+        for term in self.terms:
+            shift = np.zeros(params.shape[:-1])
+            for variable, exponent in term.exponents:
+                shift = shift + params[..., self.parameters.index(exponent)] * centres[variable]
+            shifts.append((self.parameters.index(term.coefficient), shift))
+        return shifts
 
     def _power(self, theta: np.ndarray, term: Term, logs: Mapping[str, np.ndarray]) -> np.ndarray:
         """`1 / product(variable ** exponent)` at points given by their logs."""
@@ -178,7 +393,7 @@ class Law:
         return self._spread(theta, term.coefficient) * self._power(theta, term, logs)
 
 
-class DataLaw(Law):
+class DataLaw(PowerLaw):
     """Loss against training tokens at one model size: `L = E_at_N + B/D^beta`."""
 
     name = "data"
@@ -190,7 +405,7 @@ class DataLaw(Law):
     bounds: ClassVar = {"E_at_N": (0.0, np.inf), "B": (0.0, np.inf), "beta": EXPONENT_BOUNDS}
 
 
-class ModelLaw(Law):
+class ModelLaw(PowerLaw):
     """Loss against model size at one training budget: `L = E_at_D + A/N^alpha`."""
 
     name = "model"
@@ -202,7 +417,7 @@ class ModelLaw(Law):
     bounds: ClassVar = {"E_at_D": (0.0, np.inf), "A": (0.0, np.inf), "alpha": EXPONENT_BOUNDS}
 
 
-class JointLaw(Law):
+class JointLaw(PowerLaw):
     """Loss against both: `L = E + A/N^alpha + B/D^beta` (Hoffmann et al. 2022)."""
 
     name = "joint"
@@ -216,7 +431,7 @@ class JointLaw(Law):
     }  # fmt: skip
 
 
-class InteractionLaw(Law):
+class InteractionLaw(PowerLaw):
     """The joint law with a data term that depends on N too: `L = E + A/N^alpha + B/(D^beta N^c)`."""
 
     name = "interaction"
@@ -226,6 +441,152 @@ class InteractionLaw(Law):
     constant = "E"
     terms = (Term("A", (("N", "alpha"),)), Term("B", (("D", "beta"), ("N", "c"))))
     bounds: ClassVar = {**JointLaw.bounds, "c": INTERACTION_BOUNDS}
+
+
+class TiedLaw(PowerLaw):
+    """The joint law with one exponent for both: `L = E + A/N^alpha + B/D^alpha`.
+
+    Gadre et al. 2024 write it `E + (a M^eta + b M^-eta) C^-eta` with M = D/N and C = 6 N D: alpha = 2 eta,
+    A = a 6^-eta, B = b 6^-eta.
+    """
+
+    name = "tied"
+    formula = "L = E + A/N^alpha + B/D^alpha"
+    parameters = ("E", "A", "B", "alpha")
+    variables = ("N", "D")
+    constant = "E"
+    terms = (Term("A", (("N", "alpha"),)), Term("B", (("D", "alpha"),)))
+    bounds: ClassVar = {"E": (0.0, np.inf), "A": (0.0, np.inf), "B": (0.0, np.inf), "alpha": EXPONENT_BOUNDS}
+
+
+class KaplanLaw(Law):
+    """No irreducible loss: `L = ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta` (Kaplan et al. 2020, equation 1.5).
+
+    A/N^alpha is the loss with data without end, B/D^beta that of a model without end. In the letters of the source
+    alpha_N = alpha, alpha_D = beta, N_c = A^(1/alpha), D_c = B^(1/beta). Invariant to units, as `PowerLaw`.
+    """
+
+    name = "kaplan"
+    formula = "L = ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta"
+    parameters = ("A", "B", "alpha", "beta")
+    variables = ("N", "D")
+    bounds: ClassVar = {
+        "A": (0.0, np.inf), "B": (0.0, np.inf), "alpha": EXPONENT_BOUNDS, "beta": EXPONENT_BOUNDS,
+    }  # fmt: skip
+    rescales = True
+
+    @property
+    def log_moved(self) -> tuple[str, ...]:
+        return ("A", "B")
+
+    def max_moves(self) -> np.ndarray:
+        return np.array([np.inf, np.inf, 0.5, 0.5])
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        level = np.geomspace(0.3, 1.0, 6)  # at the centre the greater of both terms is about the loss
+        exponent = np.geomspace(0.02, 1.0, 10)
+        return {"A": level, "B": level, "alpha": exponent, "beta": exponent}
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        A, B, alpha, beta = (self._spread(theta, name) for name in self.parameters)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            model = (np.log(A) - alpha * points["N"]) / beta
+            data = np.log(B) / beta - points["D"]
+            total = np.logaddexp(model, data)
+            share = np.exp(model - total)  # of the model term
+            value = np.exp(beta * total)
+            by_beta = value * (total - share * model - (1 - share) * np.log(B) / beta)
+            jacobian = np.stack(
+                [value * share / A, value * (1 - share) / B, -value * share * points["N"], by_beta], axis=-2
+            )
+        return value, jacobian
+
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {name: float(np.mean(points[name])) for name in self.logged}
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = np.array(theta, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            params[..., 0] *= np.exp(log_scale + params[..., 2] * centres["N"])
+            params[..., 1] *= np.exp(log_scale + params[..., 3] * centres["D"])
+        return params
+
+    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
+
+
+class RectifiedLaw(Law):
+    """The data law with a shift inside the power: `L = E_at_N + B/(D0 + D)^beta`.
+
+    D0 is what the model knew before, in tokens (a pre-trained model that is fine-tuned, a warm start); with D0 = 0 it
+    is `DataLaw`. Rectified scaling laws (Lin et al. 2024) shift beside the power, `B/(D_l + D^beta)`; both bend the
+    curve flat below the shift. Invariant to units, as `PowerLaw`.
+    """
+
+    name = "rectified"
+    formula = "L = E_at_N + B/(D0 + D)^beta"
+    parameters = ("E_at_N", "B", "D0", "beta")
+    variables = ("D",)
+    constant = "E_at_N"
+    linear = ("E_at_N", "B")
+    bounds: ClassVar = {
+        "E_at_N": (0.0, np.inf), "B": (0.0, np.inf), "D0": (0.0, np.inf), "beta": EXPONENT_BOUNDS,
+    }  # fmt: skip
+    may_be_zero = ("D0",)
+    rescales = True
+
+    def max_moves(self) -> np.ndarray:
+        return np.array([np.inf, np.inf, np.inf, 0.5])
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        return {"D0": np.array([0.0, *np.geomspace(1e-3, 1e2, 16)]), "beta": np.geomspace(0.02, 2.0, 18)}
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        constant, B, shift, beta = (self._spread(theta, name) for name in self.parameters)
+        reach = shift + np.exp(points["D"])
+        share = np.exp(-beta * np.log(reach))
+        jacobian = np.stack(
+            [np.ones_like(share), share, -B * beta * share / reach, -B * share * np.log(reach)], axis=-2
+        )
+        return constant + B * share, jacobian
+
+    def curvature(
+        self, theta: np.ndarray, points: Mapping[str, np.ndarray], jacobian: np.ndarray, pull: np.ndarray
+    ) -> np.ndarray:
+        _, B, shift, beta = (self._spread(theta, name) for name in self.parameters)
+        reach = shift + np.exp(points["D"])
+        share, log_reach = jacobian[:, 1], np.log(reach)
+        extra = np.zeros((len(theta), 4, 4))
+
+        def put(i: int, j: int, second: np.ndarray) -> None:
+            extra[:, i, j] = extra[:, j, i] = (pull * second).sum(axis=-1)
+
+        put(1, 2, -beta * share / reach)
+        put(1, 3, -share * log_reach)
+        put(2, 2, B * beta * (beta + 1) * share / reach**2)
+        put(2, 3, B * share * (beta * log_reach - 1) / reach)
+        put(3, 3, B * share * log_reach**2)
+        return extra
+
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"D": float(np.mean(points["D"]))}
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = np.array(theta, dtype=np.float64)
+        with np.errstate(over="ignore"):
+            params[..., 0] *= np.exp(log_scale)
+            params[..., 1] *= np.exp(log_scale + params[..., 3] * centres["D"])
+            params[..., 2] *= np.exp(centres["D"])
+        return params
+
+    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        return self.to_params(params, {"D": -centres["D"]}, -log_scale)
+
+
+def _default_nodes(low: float, high: float) -> np.ndarray:
+    if low < 0:
+        return np.linspace(max(low, -0.5), min(high, 0.5), 7)
+    return np.geomspace(max(low, 0.02), min(high, 2.0), 18)
 
 
 def _positive(value: ArrayLike | None, name: str) -> np.ndarray:
@@ -239,4 +600,18 @@ def _positive(value: ArrayLike | None, name: str) -> np.ndarray:
     wrong = ~(np.isfinite(array) & (array > 0))
     if wrong.any():
         raise ValueError(f"{name} must be positive and finite; got {array[wrong].flat[0]}")
+    return array
+
+
+def _finite(value: ArrayLike | None, name: str) -> np.ndarray:
+    """`value` as a float array of finite numbers; ValueError says what is wrong."""
+    if value is None:
+        raise ValueError(f"{name} is needed and was not given")
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, got {value!r}") from None
+    wrong = ~np.isfinite(array)
+    if wrong.any():
+        raise ValueError(f"{name} must be finite; got {array[wrong].flat[0]}")
     return array

@@ -3,20 +3,23 @@
 The steps, for one table of points:
 
 1. `Points` puts the table into working units: rows in one canonical order, ln N and ln D centred, losses divided by
-   their geometric mean. So the result depends neither on the order of the rows nor on the unit of N, D or loss.
+   their geometric mean. So the result depends neither on the order of the rows nor on the unit of N, D or loss. (A law
+   that does not say how its parameters follow a change of units is fitted in the caller's; the order still plays no
+   part.)
 2. `global_starts` is variable projection: for every node of a grid over the exponents, the constant and the
    coefficients that fit best are a small non-negative least-squares problem, solved exactly. The best nodes are the
-   starts.
+   starts. A law without linear parameters starts from its grid alone.
 3. `descend` takes any number of starts (or of resamples, each with its own integer weights) and moves them all together
-   by a Newton step with exact second derivatives, damped as in Levenberg-Marquardt and kept inside the bounds.
+   by a Newton step with exact second derivatives (where the law has them; else Gauss-Newton), damped as in
+   Levenberg-Marquardt and kept inside the bounds.
 4. `descend_absolute` finishes least absolute deviations, whose minimum is a kink: a sequence of linear programs.
 
 Objectives are *sums* over points of a function of r = ln(predicted) - ln(observed): a mean with a fixed tolerance stops
 early and returns a pretty wrong law. Every test for convergence is a ratio, so that a factor on the objective, or the
 number of points, changes nothing.
 
-Working parameters `theta`: `[n, p]` in the order of `law.parameters`; constant in units of the typical loss,
-coefficients as the size of their term at the centre of the table, exponents as they are.
+Working parameters `theta`: `[n, p]` in the order of `law.parameters`; of a law that rescales, constant in units of
+the typical loss, coefficients as the size of their term at the centre of the table, exponents as they are.
 """
 
 from __future__ import annotations
@@ -45,64 +48,60 @@ ABSENT = 1e-15
 """A coefficient below this share of the typical loss is 0."""
 ROUNDING = 1e-13
 """Log residuals below this are rounding, not misfit."""
+MAX_NODES = 20_000
+"""Nodes of a start; the product of a law's grid is thinned out evenly to that many."""
+MAX_SUPPORTS = 7
+"""Linear parameters for which all supports are tried; with more, negative ones are dropped a few at a time."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """A table of runs in working units and canonical order."""
+    """A table of runs in working units and canonical order, and how its runs count."""
 
     logs: dict[str, np.ndarray]
-    """Centred ln N and/or ln D, each `[m]`."""
+    """Of every variable, `[m]`: centred logarithms, plain values of those that are not logged (`Law.logged`)."""
     log_loss: np.ndarray
     """Centred ln loss, `[m]`."""
     centres: dict[str, float]
     log_scale: float
-    """Mean of ln loss."""
+    """Mean of ln loss; 0 for a law that does not rescale."""
     order: np.ndarray
     """Canonical position -> row of the caller's table."""
+    weights: np.ndarray | None = None
+    """What a run counts in every objective, `[m]`; None: 1 each."""
+    asymmetry: float = 1.0
+    """How many times more a prediction above the run counts than one below it."""
 
     def __len__(self) -> int:
         return len(self.log_loss)
 
     @classmethod
-    def of(cls, law: Law, logs: dict[str, np.ndarray], log_loss: np.ndarray) -> Points:
-        """Sort and centre. `logs` holds ln of the law's variables."""
-        order = np.lexsort((log_loss, *reversed([logs[name] for name in law.variables])))
-        centres = {name: float(np.mean(logs[name][order])) for name in law.variables}
-        log_scale = float(np.mean(log_loss[order]))
-        centred = {name: logs[name][order] - centres[name] for name in law.variables}
-        return cls(centred, log_loss[order] - log_scale, centres, log_scale, order)
+    def of(
+        cls,
+        law: Law,
+        logs: dict[str, np.ndarray],
+        log_loss: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        asymmetry: float = 1.0,
+    ) -> Points:
+        """Sort and centre. `logs` holds the points of the law's variables, ln of the logged ones (`Law.log_points`)."""
+        keys = (log_loss, *reversed([logs[name] for name in law.variables]))
+        order = np.lexsort(keys if weights is None else (weights, *keys))
+        ordered = {name: logs[name][order] for name in law.variables}
+        centres = law.centres(ordered)
+        log_scale = float(np.mean(log_loss[order])) if law.rescales else 0.0
+        centred = {name: values - centres[name] if name in centres else values for name, values in ordered.items()}
+        kept = None if weights is None else np.asarray(weights, dtype=np.float64)[order]
+        return cls(centred, log_loss[order] - log_scale, centres, log_scale, order, kept, float(asymmetry))
 
     def to_params(self, law: Law, theta: np.ndarray) -> np.ndarray:
         """Working parameters in the caller's units."""
-        params = np.array(theta, dtype=np.float64)
-        scale = np.exp(self.log_scale)
-        params[..., law.parameters.index(law.constant)] *= scale
-        for term, shift in self._shifts(law, params):
-            # A term that is absent stays absent: 0 times an overflow would be NaN.
-            coefficient = params[..., term]
-            with np.errstate(over="ignore"):
-                params[..., term] = np.where(coefficient > 0, coefficient * scale * np.exp(shift), 0.0)
-        return params
+        return law.to_params(theta, self.centres, self.log_scale)
 
     def to_theta(self, law: Law, params: np.ndarray) -> np.ndarray:
         """The caller's parameters in working units."""
-        theta = np.array(params, dtype=np.float64)
-        scale = np.exp(self.log_scale)
-        theta[..., law.parameters.index(law.constant)] /= scale
-        for term, shift in self._shifts(law, theta):
-            theta[..., term] = theta[..., term] / scale * np.exp(-shift)
-        return theta
-
-    def _shifts(self, law: Law, params: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """(index of the coefficient, ln of coefficient over centred coefficient) of every term."""
-        shifts = []
-        for term in law.terms:
-            shift = np.zeros(params.shape[:-1])
-            for variable, exponent in term.exponents:
-                shift = shift + params[..., law.parameters.index(exponent)] * self.centres[variable]
-            shifts.append((law.parameters.index(term.coefficient), shift))
-        return shifts
+        return law.to_theta(params, self.centres, self.log_scale)
 
 
 @dataclass(frozen=True)
@@ -124,28 +123,30 @@ class Descent:
 
 
 def log_residuals(law: Law, points: Points, theta: np.ndarray) -> np.ndarray:
-    """`ln(predicted) - ln(observed)`, `[n, m]` in canonical order."""
-    value = law._spread(theta, law.constant) + sum(law._term(theta, term, points.logs) for term in law.terms)
-    with np.errstate(divide="ignore"):
-        return np.log(value) - points.log_loss
+    """`ln(predicted) - ln(observed)`, `[n, m]` in canonical order; not finite where a law predicts no loss."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(law.value(theta, points.logs)) - points.log_loss
 
 
-def rho(residual: np.ndarray, objective: str, delta: float) -> np.ndarray:
+def rho(residual: np.ndarray, objective: str, delta: float, asymmetry: float = 1.0) -> np.ndarray:
     """The function of one log residual that is summed.
 
-    huber: r^2/2 within delta, delta (|r| - delta/2) beyond. lad: |r|. mse: r^2.
+    huber: r^2/2 within delta, delta (|r| - delta/2) beyond. lad: |r|. mse: r^2. Times `asymmetry` where r > 0, that is
+    where the prediction lies above the run.
     """
     size = np.abs(residual)
     if objective == "mse":
-        return size * size
-    if objective == "lad":
-        return size
-    core = np.minimum(size, delta)
-    return core * (size - 0.5 * core)
+        each = size * size
+    elif objective == "lad":
+        each = size
+    else:
+        core = np.minimum(size, delta)
+        each = core * (size - 0.5 * core)
+    return each if asymmetry == 1.0 else np.where(residual > 0, asymmetry * each, each)
 
 
 def bounds_of(law: Law) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest working parameters: the law's own, as no bound of a constant or coefficient has a unit (0,
+    """Lowest and highest working parameters: the law's own, as no bound of a parameter that is rescaled has a unit (0,
     inf)."""
     low, high = np.array([law.bounds[name] for name in law.parameters]).T
     return low, high
@@ -161,60 +162,127 @@ def global_starts(law: Law, points: Points, objective: str, delta: float, *, num
     At each node the constant and the coefficients are the non-negative least-squares fit of relative residuals.
     Chosen are local minima of the objective over the grid, then the best nodes by objective and by sum of squares.
     """
-    axes = [_exponent_grid(law, name) for name in law.exponents]
-    nodes = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=-1)
+    grid = law.grid()
+    searched = [name for name in law.parameters if name not in law.linear]
+    assert set(grid) == set(searched), f"{law!r} must give a grid for {searched}, gives {sorted(grid)}"
+    axes = [np.asarray(grid[name], dtype=np.float64) for name in searched]
+    shape = [len(axis) for axis in axes]
+    nodes, whole = _nodes(axes)
     theta = np.zeros((len(nodes), len(law.parameters)))
-    theta[:, [law.parameters.index(name) for name in law.exponents]] = nodes
+    theta[:, [law.parameters.index(name) for name in searched]] = nodes
     value, squares = np.empty(len(nodes)), np.empty(len(nodes))
-    step = max(1, 2_000_000 // (len(points) * (1 + len(law.terms))))
+    step = max(1, 2_000_000 // (len(points) * (1 + len(law.linear))))
     for begin in range(0, len(nodes), step):
         part = slice(begin, begin + step)
         squares[part] = _project(law, points, theta[part])
-        value[part] = rho(log_residuals(law, points, theta[part]), objective, delta).sum(axis=-1)
-    lowest = _local_minima(value.reshape([len(axis) for axis in axes])).ravel()
+        residual = log_residuals(law, points, theta[part])
+        each = rho(residual, objective, delta, points.asymmetry)
+        value[part] = each.sum(axis=-1) if points.weights is None else each @ points.weights
+    value[~np.isfinite(value)] = np.inf
+    if np.isinf(value).all():
+        raise ValueError(
+            f"{law.formula} gives no positive loss at any of the {len(nodes)} nodes of its start; "
+            "check its bounds and its grid"
+        )
     by_value, by_squares = np.argsort(value, kind="stable"), np.argsort(squares, kind="stable")
+    lowest = _local_minima(value.reshape(shape)).ravel() if whole else np.zeros(len(nodes), dtype=bool)
     chosen = list(by_value[lowest[by_value]][:num_starts])
     chosen += list(by_value[: num_starts // 2]) + list(by_squares[: num_starts // 2])
-    return theta[list(dict.fromkeys(chosen))]
+    return theta[[k for k in dict.fromkeys(chosen) if np.isfinite(value[k])]]
 
 
-def _exponent_grid(law: Law, name: str) -> np.ndarray:
-    low, high = law.bounds[name]
-    if low < 0:
-        return np.linspace(max(low, -0.5), min(high, 0.5), 7)
-    return np.geomspace(max(low, 0.02), min(high, 2.0), 18)
+def _nodes(axes: list[np.ndarray]) -> tuple[np.ndarray, bool]:
+    """All combinations `[k, number of axes]`, or `MAX_NODES` spread evenly over them; and whether it is all."""
+    shape = [len(axis) for axis in axes]
+    if not axes:
+        return np.zeros((1, 0)), False
+    if np.prod(shape, dtype=np.float64) <= MAX_NODES:
+        return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=-1), True
+    # The additive recurrence whose base is the root of x^(k+1) = x + 1 covers k dimensions evenly, without chance.
+    base = 2.0
+    for _ in range(60):
+        base = (1 + base) ** (1 / (len(axes) + 1))
+    steps = np.arange(1, MAX_NODES + 1)[:, None] * base ** -np.arange(1.0, len(axes) + 1)
+    at = np.floor((0.5 + steps) % 1.0 * shape).astype(int)
+    return np.stack([axis[column] for axis, column in zip(axes, at.T, strict=True)], axis=-1), False
 
 
 def _project(law: Law, points: Points, theta: np.ndarray) -> np.ndarray:
-    """Fill in the constant and coefficients of `theta` by non-negative least squares; returns the sums of squares.
+    """Fill in the linear parameters of `theta` by least squares of relative residuals; returns the sums of squares.
 
-    The minimum over the non-negative orthant is the plain least-squares fit on its own support, so the best of the
-    feasible fits over all supports is the exact answer; with at most three columns there are seven.
+    Parameters whose lower bound is 0 stay non-negative: that minimum is the plain least-squares fit on its own support,
+    so the best of the feasible fits over all supports is the exact answer; with at most three columns there are seven.
     """
     inverse_loss = np.exp(-points.log_loss)
-    columns = [np.broadcast_to(inverse_loss, (len(theta), len(points)))]
-    columns += [law._power(theta, term, points.logs) * inverse_loss for term in law.terms]
-    design = np.stack(columns, axis=1)  # [n, q, m]
-    moments = design.sum(axis=-1)
-    gram = design @ design.swapaxes(-1, -2)
-    num = design.shape[1]
-    best = np.full(len(theta), np.inf)
-    solution = np.zeros((len(theta), num))
-    for size in range(1, num + 1):
-        for support in itertools.combinations(range(num), size):
-            inner = gram[:, support][:, :, support]
-            # Columns that coincide (a table with one size) make this singular; a start needs no more than a ridge.
-            ridge = 1e-12 * np.trace(inner, axis1=-2, axis2=-1)[:, None, None] * np.eye(size)
-            part = np.linalg.solve(inner + ridge, moments[:, support, None])[..., 0]
-            squares = len(points) - (part * moments[:, support]).sum(axis=-1)
-            better = (part > 0).all(axis=-1) & (squares < best)
-            best = np.where(better, squares, best)
-            filled = np.zeros_like(solution)
-            filled[:, support] = part
-            solution = np.where(better[:, None], filled, solution)
-    for k, name in enumerate((law.constant, *law.coefficients)):
-        theta[:, law.parameters.index(name)] = solution[:, k]
-    return best
+    if not law.linear:
+        with np.errstate(over="ignore", invalid="ignore"):
+            relative = law.value(theta, points.logs) * inverse_loss - 1
+            squares = relative * relative
+            total = squares.sum(axis=-1) if points.weights is None else squares @ points.weights
+        return np.where(np.isfinite(total), total, np.inf)
+    at = [law.parameters.index(name) for name in law.linear]
+    theta[:, at] = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        rest, jacobian = law.value_and_jacobian(theta, points.logs)
+    design = np.stack([jacobian[:, k] for k in at], axis=1) * inverse_loss  # [n, q, m]
+    target = np.broadcast_to(1 - rest * inverse_loss, (len(theta), len(points)))
+    sound = np.isfinite(design).all(axis=(-1, -2)) & np.isfinite(target).all(axis=-1)
+    design, target = np.where(sound[:, None, None], design, 0.0), np.where(sound[:, None], target, 1.0)
+    weighted = design if points.weights is None else design * points.weights
+    moments = (weighted * target[:, None, :]).sum(axis=-1)
+    gram = weighted @ design.swapaxes(-1, -2)
+    size = (target * target).sum(axis=-1) if points.weights is None else (target * target) @ points.weights
+    signed = [law.bounds[name][0] >= 0 for name in law.linear]
+    solution, best = _non_negative(gram, moments, size, np.array(signed))
+    theta[:, at] = solution
+    return np.where(sound, best, np.inf)
+
+
+def _non_negative(
+    gram: np.ndarray, moments: np.ndarray, size: np.ndarray, signed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares from normal equations, `[n, q]` and sums of squares `[n]`; the `signed` unknowns are >= 0."""
+    num = gram.shape[1]
+    best = np.full(len(gram), np.inf)
+    solution = np.zeros((len(gram), num))
+
+    def solve(support: tuple[int, ...]) -> np.ndarray:
+        inner = gram[:, support][:, :, support]
+        # Columns that coincide (a table with one size) make this singular; a start needs no more than a ridge.
+        trace = np.maximum(np.trace(inner, axis1=-2, axis2=-1), 1e-300)
+        ridge = 1e-12 * trace[:, None, None] * np.eye(len(support))
+        return np.linalg.solve(inner + ridge, moments[:, support, None])[..., 0]
+
+    if int(signed.sum()) <= MAX_SUPPORTS:
+        free = tuple(np.flatnonzero(~signed).tolist())
+        bounded = np.flatnonzero(signed).tolist()
+        for length in range(0 if free else 1, len(bounded) + 1):
+            for chosen in itertools.combinations(bounded, length):
+                support = tuple(sorted((*free, *chosen)))
+                part = solve(support)
+                squares = size - (part * moments[:, support]).sum(axis=-1)
+                positive = (part > 0) | ~signed[list(support)]
+                better = positive.all(axis=-1) & (squares < best)
+                best = np.where(better, squares, best)
+                filled = np.zeros_like(solution)
+                filled[:, support] = part
+                solution = np.where(better[:, None], filled, solution)
+        return solution, best
+    # Many unknowns: drop what turns negative and solve again; near the exact answer, which is all a start needs.
+    held = np.zeros((len(gram), num), dtype=bool)
+    diagonal = np.arange(num)
+    for _ in range(num):
+        masked = np.where(held[:, :, None] | held[:, None, :], 0.0, gram)
+        trace = np.maximum(np.trace(gram, axis1=-2, axis2=-1), 1e-300)
+        masked[:, diagonal, diagonal] += np.where(held, 1.0, 1e-12 * trace[:, None])
+        solution = np.linalg.solve(masked, np.where(held, 0.0, moments)[..., None])[..., 0]
+        negative = signed & (solution < 0)
+        if not negative.any():
+            break
+        held |= negative
+    solution = np.where(signed, np.maximum(solution, 0.0), solution)
+    inside = (solution[:, None, :] @ gram @ solution[..., None])[:, 0, 0]
+    return solution, size - 2 * (solution * moments).sum(axis=-1) + inside
 
 
 def _local_minima(value: np.ndarray) -> np.ndarray:
@@ -255,7 +323,7 @@ def descend(
     size = max(1, CHUNK_NUMBERS // len(points))
     for begin in range(0, len(start), size):
         part = slice(begin, begin + size)
-        rows = None if weights is None else weights[part].astype(np.float64)
+        rows = _counts(points, None if weights is None else weights[part].astype(np.float64), len(start[part]))
         parts.append(_descend_chunk(law, points, start[part], rows, objective, delta, tolerance, max_iterations))
     return Descent(
         np.concatenate([part.theta for part in parts]),
@@ -281,17 +349,19 @@ def _descend_chunk(
     damping = np.full(len(theta), 1e-3)
     growth = np.full(len(theta), 2.0)
     active = np.arange(len(theta))
-    exponents = [law.parameters.index(name) for name in law.exponents]
-    coefficients = np.array([name in law.coefficients for name in law.parameters])
+    limits = law.max_moves()
+    # A term this small is beyond the last digit of every prediction, where parameters are in units of the loss.
+    absent = ABSENT if law.rescales else 0.0
+    log_moved = np.array([name in law.log_moved for name in law.parameters])
     iteration = 0
     while len(active) and iteration < max_iterations:
         iteration += 1
         here = total.take(active)
         # Two kinds of valley occur: constant against coefficient, straight as they are, and coefficient against
         # exponent, straight in the coefficient's logarithm. Taking turns, no descent creeps along either.
-        by_log = coefficients & (theta[active] > 0) & (iteration % 2 == 0)
+        by_log = log_moved & (theta[active] > 0) & (iteration % 2 == 0)
         step, promised, newton_promise = _step_within(theta[active], here, damping[active], low, high, by_log)
-        proposal, shrink = _move(theta[active], step, low, high, by_log, exponents)
+        proposal, shrink = _move(theta[active], step, low, high, by_log, limits, absent)
         there = _Sums(law, points, proposal, None if weights is None else weights[active], objective, delta)
         gained = here.value - there.value
         better = gained > 0
@@ -314,6 +384,13 @@ def _descend_chunk(
     return Descent(theta, total.value, total.grad_norm(free), iteration)
 
 
+def _counts(points: Points, weights: np.ndarray | None, num: int) -> np.ndarray | None:
+    """What each run counts in each of `num` descents, `[num, m]`: its own weight times how often it was drawn."""
+    if points.weights is None:
+        return weights
+    return np.broadcast_to(points.weights, (num, len(points))) if weights is None else weights * points.weights
+
+
 class _Sums:
     """Objective, gradient and Hessian of a chunk of descents."""
 
@@ -326,17 +403,16 @@ class _Sums:
         objective: str,
         delta: float,
     ) -> None:
-        num, p = theta.shape
-        shares = [law._power(theta, term, points.logs) for term in law.terms]
-        values = [law._spread(theta, term.coefficient) * share for term, share in zip(law.terms, shares, strict=True)]
-        predicted = law._spread(theta, law.constant) + sum(values)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            predicted, jacobian = law.value_and_jacobian(theta, points.logs)
             residual = np.log(predicted) - points.log_loss
             inverse = 1 / predicted
         # A law that predicts 0 somewhere has an infinite objective; no step is ever taken there.
         alive = np.isfinite(residual).all(axis=-1)
         residual = np.where(alive[:, None], residual, 0.0)
         inverse = np.where(alive[:, None], inverse, 0.0)
+        if not alive.all():
+            jacobian = np.where(alive[:, None, None], jacobian, 0.0)
         size = np.abs(residual)
         if objective == "mse":
             each, slope = residual * residual, 2 * residual
@@ -347,40 +423,29 @@ class _Sums:
             each, slope = core * (size - 0.5 * core), np.clip(residual, -delta, delta)
             major = delta / np.maximum(size, delta)
             curvature = np.where(size <= delta, 1.0, CURVATURE_FLOOR * major)
+        if points.asymmetry != 1.0:
+            factor = np.where(residual > 0, points.asymmetry, 1.0)
+            each, slope = factor * each, factor * slope
+            curvature, major = factor * curvature, factor * major
         if weights is not None:
             each, slope = weights * each, weights * slope
             curvature, major = weights * curvature, weights * major
-            norm = np.sqrt((slope * slope / np.maximum(weights, 1)).sum(axis=-1))
+            norm = np.sqrt((slope * slope / np.where(weights > 0, weights, 1.0)).sum(axis=-1))
         else:
             curvature, major = np.broadcast_to(curvature, each.shape), np.broadcast_to(major, each.shape)
             norm = np.sqrt((slope * slope).sum(axis=-1))
         self.value = np.where(alive, each.sum(axis=-1), np.inf)
 
-        # Rows of J: d ln(predicted) / d parameter. The exact second derivatives only touch a term's own parameters.
-        jacobian = np.empty((num, p, len(points)))
-        jacobian[:, law.parameters.index(law.constant)] = inverse
-        pull = slope * inverse
-        extra = np.zeros((num, p, p))
-        exponent_rows: dict[int, np.ndarray] = {}
-        for term, share, value in zip(law.terms, shares, values, strict=True):
-            at = law.parameters.index(term.coefficient)
-            jacobian[:, at] = share * inverse
-            moved = pull * value
-            for variable, name in term.exponents:
-                k = law.parameters.index(name)
-                row = -points.logs[variable] * value * inverse
-                exponent_rows[k] = exponent_rows[k] + row if k in exponent_rows else row
-                cross = -(pull * share) @ points.logs[variable]
-                extra[:, at, k] += cross
-                extra[:, k, at] += cross
-                for other_variable, other_name in term.exponents:
-                    j = law.parameters.index(other_name)
-                    extra[:, k, j] += moved @ (points.logs[variable] * points.logs[other_variable])
-        for k, row in exponent_rows.items():
-            jacobian[:, k] = row
+        extra = law.curvature(theta, points.logs, jacobian, slope * inverse)
+        # From here on rows of J: d ln(predicted) / d parameter.
+        jacobian = jacobian * inverse[:, None, :]
         self.gradient = (jacobian @ slope[..., None])[..., 0]
         turned = jacobian.swapaxes(-1, -2)
-        self.hessian = (jacobian * (curvature - slope)[:, None, :]) @ turned + extra
+        if extra is None:
+            # Gauss-Newton: second derivatives of the law, and of its logarithm, are left out.
+            self.hessian = (jacobian * curvature[:, None, :]) @ turned
+        else:
+            self.hessian = (jacobian * (curvature - slope)[:, None, :]) @ turned + extra
         square = jacobian * jacobian
         self.metric = (square @ major[..., None])[..., 0]
         """Diagonal of the majorizing Hessian: the scale in which parameters are comparable."""
@@ -443,15 +508,18 @@ def _move(
     low: np.ndarray,
     high: np.ndarray,
     by_log: np.ndarray,
-    exponents: list[int],
+    limits: np.ndarray,
+    absent: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(`theta` moved along `step`, the share of the step that was made): it ends on the first bound in its way.
 
-    A step cut off in one parameter only would no longer go down. No exponent moves by more than 0.5 and no coefficient
-    by more than a factor e^2 at once: beyond that the quadratic says nothing.
+    A step cut off in one parameter only would no longer go down. No exponent moves by more than 0.5 (a parameter by its
+    limit) and no coefficient by more than a factor e^2 at once: beyond that the quadratic says nothing. Coefficients
+    below `absent` become 0.
     """
     relative = np.where(by_log, step / np.where(by_log, theta, 1.0), 0.0)
-    reach = np.maximum(2 * np.abs(step[:, exponents]).max(axis=-1), 0.5 * np.abs(relative).max(axis=-1))
+    straight = np.where(by_log, 0.0, np.abs(step)) / limits
+    reach = np.maximum(straight.max(axis=-1), 0.5 * np.abs(relative).max(axis=-1))
     bounded = np.where(by_log, 0.0, step)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         room = np.where(bounded < 0, (low - theta) / bounded, (high - theta) / bounded)
@@ -459,8 +527,7 @@ def _move(
     share = np.minimum(np.minimum(1.0, 1 / np.maximum(reach, 1e-300)), room.min(axis=-1))[:, None]
     moved = np.where(by_log, theta * np.exp(share * relative), theta + share * bounded)
     moved = np.where(room <= share, np.where(bounded < 0, low, high), np.clip(moved, low, high))
-    # A term this small is beyond the last digit of every prediction.
-    moved = np.where(by_log & (moved < ABSENT), 0.0, moved)
+    moved = np.where(by_log & (moved < absent), 0.0, moved)
     return moved, share[:, 0]
 
 
@@ -513,14 +580,15 @@ def _polish(law: Law, points: Points, theta: np.ndarray, objective: str, delta: 
     Near its minimum an objective of 16 digits fixes the parameters to 8; its gradient fixes them to the others.
     """
     low, high = bounds_of(law)
-    here = _Sums(law, points, theta, None, objective, delta)
+    counts = _counts(points, None, 1)
+    here = _Sums(law, points, theta, counts, objective, delta)
     norm = here.grad_norm(_free(theta, here.gradient, low, high))
     iteration = 0
     while iteration < 10:
         iteration += 1
         step, _, _ = _damped_newton_step(here, _free(theta, here.gradient, low, high), np.zeros(1))
         proposal = np.clip(theta + step, low, high)
-        there = _Sums(law, points, proposal, None, objective, delta)
+        there = _Sums(law, points, proposal, counts, objective, delta)
         there_norm = there.grad_norm(_free(proposal, there.gradient, low, high))
         if not (there_norm[0] < norm[0] and there.value[0] <= here.value[0] * (1 + 1e-12)):
             break
@@ -573,18 +641,21 @@ def descend_absolute(
 
 def residuals_and_jacobian(law: Law, points: Points, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Log residuals `[m]` and their derivatives `[m, p]` by the working parameters."""
-    shares = {term.coefficient: law._power(theta, term, points.logs) for term in law.terms}
-    by_name = dict(zip(law.parameters, theta.tolist(), strict=True))
-    predicted = by_name[law.constant] + sum(by_name[name] * share for name, share in shares.items())
-    jacobian = np.zeros((len(points), len(theta)))
-    jacobian[:, law.parameters.index(law.constant)] = 1.0
-    for term in law.terms:
-        jacobian[:, law.parameters.index(term.coefficient)] = shares[term.coefficient]
-        for variable, name in term.exponents:
-            value = by_name[term.coefficient] * shares[term.coefficient]
-            jacobian[:, law.parameters.index(name)] -= points.logs[variable] * value
-    with np.errstate(divide="ignore"):
-        return np.log(predicted) - points.log_loss, jacobian / predicted[:, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        predicted, jacobian = law.value_and_jacobian(theta[None], points.logs)
+        return np.log(predicted[0]) - points.log_loss, np.ascontiguousarray((jacobian[0] / predicted[0]).T)
+
+
+def _absolute_costs(points: Points) -> tuple[np.ndarray, np.ndarray]:
+    """What a unit of residual above, and below, each run costs, `[m]` each."""
+    weights = np.ones(len(points)) if points.weights is None else points.weights
+    return points.asymmetry * weights, weights
+
+
+def _absolute_sum(points: Points, residual: np.ndarray) -> float:
+    each = rho(residual, "lad", 0.0, points.asymmetry)
+    total = float(each.sum() if points.weights is None else each @ points.weights)
+    return total if np.isfinite(total) else np.inf
 
 
 def _absolute_descent(
@@ -596,10 +667,12 @@ def _absolute_descent(
     low, high = bounds_of(law)
     num, p = len(points), len(theta)
     residual, jacobian = residuals_and_jacobian(law, points, theta)
-    value = float(np.abs(residual).sum())
+    value = _absolute_sum(points, residual)
     radius, iterations = 0.1, 0
     slack = eye(num, format="csr")
-    cost = np.concatenate([np.zeros(p), np.ones(2 * num)])
+    above, below = _absolute_costs(points)
+    # residual + J step = positive part - negative part: the first lies above the run.
+    cost = np.concatenate([np.zeros(p), above, below])
     while iterations < max_iterations and radius > 1e-14:
         iterations += 1
         scale = 1 / np.maximum(np.sqrt((jacobian**2).sum(axis=0)), 1e-300)
@@ -621,10 +694,10 @@ def _absolute_descent(
             radius /= 4
             continue
         step = answer.x[:p] * unit * scale
-        promised = value - float(np.abs(residual + jacobian @ step).sum())
+        promised = value - _absolute_sum(points, residual + jacobian @ step)
         proposal = np.clip(theta + step, low, high)
         new_residual, new_jacobian = residuals_and_jacobian(law, points, proposal)
-        new_value = float(np.abs(new_residual).sum())
+        new_value = _absolute_sum(points, new_residual)
         if new_value < value:
             quality = (value - new_value) / max(promised, 1e-300)
             theta, value, residual, jacobian = proposal, new_value, new_residual, new_jacobian
@@ -642,20 +715,20 @@ def _distance_to_subdifferential(law: Law, points: Points, theta: np.ndarray) ->
 
     low, high = bounds_of(law)
     residual, jacobian = residuals_and_jacobian(law, points, theta)
-    norms = np.sqrt((jacobian**2).sum(axis=0))
-    scaled = jacobian / np.where(norms > 0, norms * np.sqrt(len(points)), 1.0)
+    above, below = _absolute_costs(points)
+    norms = np.sqrt(below @ jacobian**2)
+    scaled = jacobian / np.where(norms > 0, norms * np.sqrt(below.sum()), 1.0)
     zero = np.abs(residual) <= 1e-10
-    fixed = np.sign(residual[~zero]) @ scaled[~zero]
+    fixed = np.where(residual > 0, above, -below)[~zero] @ scaled[~zero]
     # A parameter on a bound may be pushed through it at no cost.
     outward = [-np.eye(len(theta))[k] for k in range(len(theta)) if theta[k] <= low[k]]
     outward += [np.eye(len(theta))[k] for k in range(len(theta)) if theta[k] >= high[k]]
     columns = np.array([*scaled[zero], *outward]).reshape(-1, len(theta)).T
     if columns.size == 0:
         return float(np.abs(fixed).max())
-    num_zero = int(zero.sum())
     limits = (
-        np.array([-1.0] * num_zero + [0.0] * len(outward)),
-        np.array([1.0] * num_zero + [np.inf] * len(outward)),
+        np.array([*-below[zero], *[0.0] * len(outward)]),
+        np.array([*above[zero], *[np.inf] * len(outward)]),
     )
     answer = lsq_linear(columns, -fixed, bounds=limits, tol=1e-14)
     return float(np.abs(columns @ answer.x + fixed).max())

@@ -75,7 +75,7 @@ def holdout(
     Other arguments as in `fit`. ValueError for a mask of another length or type, and for one that holds out no run or
     leaves fewer than the law has parameters.
     """
-    columns = _columns(law, N, D, loss)
+    columns = _columns(law, {"N": N, "D": D}, loss)
     losses = columns.pop("loss")
     mask = np.asarray(test)
     if mask.dtype != np.bool_ or mask.shape != losses.shape:
