@@ -5,18 +5,8 @@ import os
 # One thread per test process: small models are faster so, and results do not depend on the number of cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import random
-
 import pytest
-
-
-def make_documents(seed, count, alphabet="abcdefgh", words=(5, 60)):
-    """Documents of random words over a small vocabulary: learnable within a few steps."""
-    from lingua_synth.documents import Document
-
-    rng = random.Random(seed)
-    lexicon = ["".join(rng.choices(alphabet, k=rng.randint(2, 6))) for _ in range(40)]
-    return [Document(f"{seed}-{i}", " ".join(rng.choices(lexicon, k=rng.randint(*words))), {}) for i in range(count)]
+from texts import make_documents
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from conftest import make_documents
+from texts import make_documents
 
 from lingua_synth.documents import write_documents
 from lingua_synth.files import read_json

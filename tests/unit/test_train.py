@@ -142,7 +142,7 @@ def test_bf16_trains_close_to_fp32(train_args, tmp_path):
 
 
 def test_documents_are_tokenized_on_first_use(train_args, tmp_path):
-    from conftest import make_documents
+    from texts import make_documents
 
     from lingua_synth.documents import write_documents
 
