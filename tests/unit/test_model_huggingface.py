@@ -666,6 +666,86 @@ def test_lm_evaluation_harness_scores_as_we_do(exported):
         assert math.isclose(ours, theirs, rel_tol=1e-5)
 
 
+@pytest.mark.slow
+def test_vllm_generates_as_we_do(tmp_path, monkeypatch):
+    """vLLM's attention for CPUs takes heads of 32, 64, ..., not the smallest ones of the other tests."""
+    pytest.importorskip("vllm")
+    for key, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    from vllm import LLM, SamplingParams
+
+    args = dataclasses.replace(model_args("grouped"), dim=128)
+    model = build(args)
+    save(tmp_path / "run", args, model)
+    folder = export_huggingface(tmp_path / "run", tmp_path / "hf", dtype="fp32")
+    engine = LLM(
+        model=str(folder),
+        dtype="float32",
+        max_num_seqs=2,
+        gpu_memory_utilization=0.3,
+        max_model_len=48,
+        enforce_eager=True,
+    )
+    asked = SamplingParams(temperature=0, max_tokens=20, logprobs=1, ignore_eos=True)
+    output = engine.generate(["The cat sat"], asked)[0]
+    ids, generated = list(output.prompt_token_ids), output.outputs[0]
+    assert ids == [256, *b"The cat sat"]
+    with torch.no_grad():
+        scores = torch.log_softmax(model(torch.tensor([ids + list(generated.token_ids)])), -1)[0, len(ids) - 1 : -1]
+    assert scores.argmax(-1).tolist() == list(generated.token_ids)
+    for i, token in enumerate(generated.token_ids):
+        assert abs(generated.logprobs[i][token].logprob - float(scores[i, token])) < 1e-4
+
+
+@pytest.mark.skipif(not os.environ.get("LINGUA_DIR"), reason="LINGUA_DIR names no checkout of Meta Lingua")
+@pytest.mark.parametrize("case", ["plain", "grouped", "tied"])
+def test_lingua_s_own_model_is_exported_and_loads_what_was_imported(case, tmp_path, monkeypatch):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    import lingua_cpu
+
+    lingua = lingua_cpu.imported(monkeypatch)
+    fields = {key: value for key, value in dataclasses.asdict(model_args(case)).items() if not key.startswith("rope_")}
+
+    def build_theirs():
+        known = {f.name for f in dataclasses.fields(lingua.transformer.LMTransformerArgs)}
+        chosen = {key: value for key, value in fields.items() if key in known}
+        return lingua.transformer.LMTransformer(lingua.transformer.LMTransformerArgs(**chosen)).eval()
+
+    theirs = build_theirs()
+    theirs.init_weights()
+    checkpoint = tmp_path / "run" / "checkpoints" / f"{3:010d}"
+    checkpoint.mkdir(parents=True)
+    dcp.save({"model": get_model_state_dict(theirs)}, checkpoint_id=checkpoint, no_dist=True)
+    params = {"model": dataclasses.asdict(theirs.args) if hasattr(theirs, "args") else fields}
+    params["data"] = {"seq_len": 48, "tokenizer": {"name": "bytes", "path": None}, "add_bos": True}
+    (checkpoint / "params.json").write_text(json.dumps(params))
+    with torch.no_grad():
+        logits = theirs(TOKENS, attn_impl="sdpa")
+    consolidated = lingua.checkpoint.consolidate_checkpoints(str(checkpoint))
+    for number, source in enumerate((tmp_path / "run", consolidated)):
+        folder = export_huggingface(source, tmp_path / f"hf{number}", dtype="fp32")
+        assert relative(llama_logits(folder, TOKENS), logits) < 1e-5
+    back = import_huggingface(folder, tmp_path / "back") / "checkpoints" / f"{0:010d}"
+    loaded = build_theirs()
+    loaded.init_weights()
+    # Other numbers, so that loading is what makes them equal.
+    with torch.no_grad():
+        for weight in loaded.parameters():
+            weight.zero_()
+    lingua.checkpoint.load_from_checkpoint(str(back), loaded, model_key="model")
+    expected = theirs.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in loaded.state_dict().items())
+
+
 def record():
     """Write the golden file from the installed transformers."""
     import tempfile
