@@ -10,11 +10,11 @@ from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
 from lingua_synth.report.cells import base_mixture
 from lingua_synth.report.page import write_report
-from lingua_synth.scaling.command import FitArgs
+from lingua_synth.scaling.command import TableArgs, cleaning_lines, read_runs
 
 
 @dataclass
-class ReportArgs(FitArgs):
+class ReportArgs(TableArgs):
     """Draw every figure a runs table allows and write one self-contained HTML page."""
 
     out: str = ""
@@ -27,17 +27,17 @@ class ReportArgs(FitArgs):
 
 def main(argv: Sequence[str]) -> int | None:
     """Read the table, fit the laws, write the page; prints where it is and what could not be fitted."""
-    from lingua_synth.scaling import fit_study, load_runs
+    from lingua_synth.scaling import fit_study
 
     args = parse_args(ReportArgs, argv, prog="lingua-synth report")
     if not args.runs or not args.out:
         missing = "runs=FILE.csv" if not args.runs else "out=FOLDER"
         raise ValueError(f"report needs {missing}; `lingua-synth report --help` lists the keys")
-    if not Path(args.runs).is_file():
+    if not Path(args.runs).exists():
         raise ValueError(f"no runs table {args.runs}; {what_is_there(args.runs)}")
     if args.bootstraps < 0:
         raise ValueError(f"bootstraps is a number of resamples, 0 or more; got {args.bootstraps}")
-    runs = load_runs(args.runs, args.columns or None)
+    runs, cleaned = read_runs(args)
     base_mixture(runs, args.base)  # a wrong name is refused before anything is fitted
     fits = None
     if len(runs):
@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> int | None:
             seed=args.seed,
         )
     path = write_report(args.out, runs, fits, title=args.title, target=args.target, base=args.base)
+    for line in cleaning_lines(runs, cleaned):
+        print(line)
     print(f"{path}: {len(runs)} runs, {len(runs.mixtures)} mixtures")
     if fits is not None:
         unclear = [mixture for mixture, entry in fits.joint.items() if not entry.identifiable]

@@ -1,29 +1,31 @@
-"""`lingua-synth fit runs=FILE out=DIR`: the scaling laws of a runs table, with intervals, as JSON, CSV and a table."""
+"""`lingua-synth fit runs=FILE out=DIR`: the scaling laws of a runs table, with intervals, as JSON, CSV and figures."""
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import atomic_file, write_json
-from lingua_synth.scaling.runs import load_runs
+from lingua_synth.scaling.cleaning import Cleaned, clean
+from lingua_synth.scaling.laws import Law
+from lingua_synth.scaling.runs import Runs, load_runs
 from lingua_synth.scaling.study import StudyFits, fit_study
 
 FITS_JSON = "fits.json"
 FITS_CSV = "fits.csv"
+FIGURES = "figures"
 
 
 @dataclass
-class FitArgs:
-    """Fit scaling laws to a runs table: per mixture over budgets, over sizes, and over both."""
+class TableArgs:
+    """A runs table, how it is cleaned, and what is fitted to it."""
 
     runs: str = ""
-    """CSV file with the runs table, one row a training."""
-    out: str = ""
-    """Folder for fits.json (full precision) and fits.csv (one row a parameter); made when absent."""
+    """The runs table, one row a training: a CSV or parquet file, or a folder with run folders (ours, Meta Lingua's)."""
     target: str = "loss_macro"
     """Column that is fitted: loss_macro, loss_micro or loss_<domain>."""
     n_definition: str = "non_embedding"
@@ -34,27 +36,133 @@ class FitArgs:
     """Seed of the resamples."""
     columns: dict[str, str] = field(default_factory=dict)
     """For a table with other column names: ours to the file's, e.g. columns.n_total=params columns.loss_macro=loss."""
+    clean: bool = True
+    """Leave out, by name, rows that are no finished run with the target; false refuses the table instead."""
+    training: str = ""
+    """Column that says which rows are checkpoints of one training; the last of each is kept."""
+    cells: str = "all"
+    """Of several runs of one mixture, N and tokens: all stay, the best stays (a sweep of rates), or their mean."""
+    outliers: float | None = None
+    """Leave out runs further off their mixture's law than so many robust standard deviations, e.g. 8; null: none."""
+    loss_unit: str = "nats"
+    """Unit of the losses per token: nats or bits."""
+    tokens_unit: float = 1.0
+    """What the tokens column counts, e.g. 1e9 for billions."""
+    n_unit: float = 1.0
+    """What the parameter columns count, e.g. 1e6 for millions."""
+
+
+@dataclass
+class FitArgs(TableArgs):
+    """Fit scaling laws to a runs table: per mixture over budgets, over sizes, and over both."""
+
+    out: str = ""
+    """Folder for fits.json (full precision), fits.csv (one row a parameter) and figures/; made when absent."""
+    law: str = "joint"
+    """Law in both N and D: joint, interaction, or another law's name."""
+    by: str = "mixture"
+    """Column whose values are fitted apart; all: every run together."""
+    objective: str = "huber"
+    """What is minimized over log residuals: huber, lad or mse."""
+    unit: str = ""
+    """Column whose groups share an error, e.g. size: whole groups are resampled for the law in both."""
+    figures: bool = True
+    """Draw the law in both per mixture, where matplotlib is installed."""
 
 
 def main(argv: Sequence[str]) -> int | None:
-    """Read, fit, write, print."""
+    """Read, clean, fit, write, print."""
     args = parse_args(FitArgs, argv, prog="lingua-synth fit")
     if not args.runs or not args.out:
         missing = "runs=FILE.csv" if not args.runs else "out=FOLDER"
         raise ValueError(f"fit needs {missing}; `lingua-synth fit --help` lists the keys")
     if Path(args.out).is_file():
         raise ValueError(f"out={args.out} is a file; name a folder")
-    runs = load_runs(args.runs, args.columns or None)
+    law = law_named(args.law)
+    runs, cleaned = read_runs(args)
+    runs = _grouped(runs, args.by)
     fits = fit_study(
-        runs, target=args.target, n_definition=args.n_definition, num_bootstraps=args.bootstraps, seed=args.seed
+        runs,
+        target=args.target,
+        n_definition=args.n_definition,
+        num_bootstraps=args.bootstraps,
+        seed=args.seed,
+        joint_law=law,
+        objective=args.objective,
+        unit=args.unit or None,
     )
-    write_json(Path(args.out) / FITS_JSON, fits.to_dict())
-    write_fits_csv(fits, Path(args.out) / FITS_CSV)
+    out = Path(args.out)
+    write_json(out / FITS_JSON, fits.to_dict() | {"cleaning": cleaned.to_dict() if cleaned is not None else None})
+    write_fits_csv(fits, out / FITS_CSV)
+    for line in cleaning_lines(runs, cleaned):
+        print(line)
     print(fits)
-    print(
-        f"\n{Path(args.out) / FITS_JSON}, {Path(args.out) / FITS_CSV}: {len(runs)} runs, {len(runs.mixtures)} mixtures"
-    )
+    written = f"{out / FITS_JSON}, {out / FITS_CSV}"
+    if args.figures and importlib.util.find_spec("matplotlib") is not None:
+        from lingua_synth.scaling.draw import write_figures
+
+        written += f", {len(write_figures(fits, out / FIGURES))} figures in {out / FIGURES}"
+    groups = len(runs.mixtures)
+    print(f"\n{written}: {len(runs)} runs, {groups} {'mixtures' if args.by == 'mixture' else f'groups by {args.by}'}")
     return 0
+
+
+def read_runs(args: TableArgs) -> tuple[Runs, Cleaned | None]:
+    """The table that `args` names, cleaned as it says; ValueError for what is wrong with either."""
+    if not args.clean:
+        return load_runs(args.runs, args.columns or None), None
+    runs = load_runs(args.runs, args.columns or None, strict=False)
+    if not len(runs):
+        return runs, None
+    cleaned = clean(
+        runs,
+        target=args.target,
+        n_definition=args.n_definition,
+        training=args.training or None,
+        cells=args.cells,
+        outliers=args.outliers,
+        loss_unit=args.loss_unit,
+        tokens_unit=args.tokens_unit,
+        n_unit=args.n_unit,
+    )
+    return cleaned.runs, cleaned
+
+
+def cleaning_lines(runs: Runs, cleaned: Cleaned | None) -> list[str]:
+    """What a reader should be told of the table before its fits; nothing for one that needed nothing."""
+    lines = [f"note: {note}" for note in runs.notes]
+    if cleaned is not None and (cleaned.dropped or cleaned.changes or cleaned.warnings):
+        lines += [str(cleaned)]
+    return [*lines, ""] if lines else []
+
+
+def law_named(name: str) -> Law:
+    """The law in N and D of that name; ValueError lists them."""
+    laws = {law.name: law for law in _laws(Law)}
+    if name not in laws:
+        raise ValueError(f"law is one of {', '.join(sorted(laws))}; got {name!r}")
+    return laws[name]
+
+
+def _laws(base: type[Law]) -> list[Law]:
+    """Every law in N and D that is complete without arguments, of `base` and below it."""
+    found = []
+    for kind in base.__subclasses__():
+        if set(getattr(kind, "variables", ())) == {"N", "D"} and isinstance(getattr(kind, "name", None), str):
+            found.append(kind())
+        found += _laws(kind)
+    return found
+
+
+def _grouped(runs: Runs, by: str) -> Runs:
+    """The table with the values of a column as its mixtures."""
+    if by == "mixture":
+        return runs
+    if by == "all":
+        return runs.with_columns(mixture=["all"] * len(runs))
+    values = runs[by]
+    names = values.tolist() if values.dtype.kind == "U" else [f"{by}={value:g}" for value in values.tolist()]
+    return runs.with_columns(mixture=names)
 
 
 def write_fits_csv(fits: StudyFits, path: str | Path) -> None:

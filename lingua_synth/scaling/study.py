@@ -7,7 +7,7 @@ says in words why there is no fit. All fits share one seed, so mixtures trained 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,14 +64,19 @@ class StudyFits:
     model: dict[str, dict[float, MixtureFit]]
     """`[mixture][tokens]`: `ModelLaw` over the sizes at that budget, smallest budget first."""
     joint: dict[str, MixtureFit]
-    """`[mixture]`: `JointLaw` over all its runs."""
+    """`[mixture]`: `joint_law` over all its runs."""
     num_bootstraps: int
     seed: int
+    joint_law: Law = field(default_factory=JointLaw)
+    """The law in both N and D."""
+    objective: str = "huber"
+    unit: str | None = None
+    """Column whose groups were resampled whole; None: runs were."""
 
     def entries(self) -> Iterator[tuple[Law, str, str | None, float | None, MixtureFit]]:
         """(law, mixture, size or None, tokens or None, entry) of every fit: joint, then data, then model laws."""
         for mixture, entry in self.joint.items():
-            yield JointLaw(), mixture, None, None, entry
+            yield self.joint_law, mixture, None, None, entry
         for mixture, by_size in self.data.items():
             for size, entry in by_size.items():
                 yield DataLaw(), mixture, size, None, entry
@@ -109,6 +114,9 @@ class StudyFits:
                 "num_bootstraps": self.num_bootstraps,
                 "seed": self.seed,
                 "level": LEVEL,
+                "joint_law": self.joint_law.name,
+                "objective": self.objective,
+                "unit": self.unit,
                 "joint": {mixture: entry.to_dict() for mixture, entry in self.joint.items()},
                 "data": {
                     mixture: {size: entry.to_dict() for size, entry in by_size.items()}
@@ -122,7 +130,8 @@ class StudyFits:
         )
 
     def __str__(self) -> str:
-        lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets"]
+        drawn = f", whole groups of one {self.unit} resampled" if self.unit else ""
+        lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets{drawn}"]
         before: str | None = None
         for law, mixture, size, tokens, entry in self.entries():
             if law.name != before:
@@ -140,14 +149,22 @@ def fit_study(
     n_definition: str = "non_embedding",
     num_bootstraps: int = 1000,
     seed: int = 0,
+    joint_law: Law | None = None,
+    objective: str = "huber",
+    unit: str | None = None,
 ) -> StudyFits:
     """Fit every mixture of a runs table: data laws per size, model laws per budget, the joint law over all runs.
 
-    Huber objective on log loss. Identifiable fits get `num_bootstraps` resamples (0: none). A fit with fewer runs
-    than parameters becomes a `MixtureFit` with a `refusal`; nothing else is left out.
+    `joint_law` is any law in N and D (default: `JointLaw`), `objective` as in `fit`. Identifiable fits get
+    `num_bootstraps` resamples (0: none); with `unit`, the name of a column such as "size", the joint law's resamples
+    draw whole groups of it, for errors that a group shares. A fit with fewer runs than parameters becomes a
+    `MixtureFit` with a `refusal`; nothing else is left out.
     ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
-    resamples.
+    resamples, a law that is not in N and D.
     """
+    law_of_both = joint_law if joint_law is not None else JointLaw()
+    if set(law_of_both.variables) != {"N", "D"}:
+        raise ValueError(f"joint_law must be a law in N and D; {law_of_both.name} is in {law_of_both.variables}")
     if not len(runs):
         raise ValueError("the runs table is empty; there is nothing to fit")
     if num_bootstraps < 0 or num_bootstraps == 1:
@@ -158,17 +175,22 @@ def fit_study(
     smallest = {size: float(N[sizes == size].min()) for size in np.unique(sizes)}
     in_order = sorted(smallest, key=lambda size: (smallest[size], size))
 
+    groups = runs[unit] if unit is not None else None
+
     def entry(law: Law, rows: np.ndarray) -> MixtureFit:
         num, p = int(rows.sum()), len(law.parameters)
         if num < p:
             counted = f"{num} run{'s' if num != 1 else ''}"
             return MixtureFit(refusal=f"{counted}; {law.formula} has {p} parameters and takes at least {p + 1}")
         values = {name: array[rows] for name, array in (("N", N), ("D", D)) if name in law.variables}
-        fitted = fit(law, **values, loss=loss[rows], n_definition=n_definition)
+        fitted = fit(
+            law, N=values.get("N"), D=values.get("D"), loss=loss[rows], objective=objective, n_definition=n_definition
+        )
         if not (num_bootstraps and fitted.identifiable):
             return MixtureFit(fit=fitted)
         try:
-            resampled = bootstrap(fitted, n=num_bootstraps, seed=seed)
+            drawn = groups[rows] if groups is not None and law is law_of_both else None
+            resampled = bootstrap(fitted, n=num_bootstraps, seed=seed, unit=drawn)
         except ValueError as error:  # too few different runs in most resamples
             fitted.warnings.append(f"no interval: {error}")
             return MixtureFit(fit=fitted)
@@ -186,8 +208,8 @@ def fit_study(
         present = set(sizes[mine].tolist())
         data[mixture] = {str(s): entry(DataLaw(), mine & (sizes == s)) for s in in_order if s in present}
         model[mixture] = {float(d): entry(ModelLaw(), mine & (d == D)) for d in np.unique(D[mine])}
-        joint[mixture] = entry(JointLaw(), mine)
-    return StudyFits(target, n_definition, data, model, joint, num_bootstraps, seed)
+        joint[mixture] = entry(law_of_both, mine)
+    return StudyFits(target, n_definition, data, model, joint, num_bootstraps, seed, law_of_both, objective, unit)
 
 
 def _check_values(runs: Runs, columns: dict[str, np.ndarray]) -> None:
