@@ -29,7 +29,7 @@ from lingua_synth.scaling.laws import (
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
-from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
+from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstrap, paired_bootstrap
 from lingua_synth.scaling.validation import Holdout, holdout
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "MixtureFit",
     "ModelLaw",
     "NextRuns",
+    "PairedBootstrap",
     "PowerLaw",
     "RectifiedLaw",
     "Runs",
@@ -66,6 +67,7 @@ __all__ = [
     "holdout",
     "load_runs",
     "next_runs",
+    "paired_bootstrap",
     "simulate_study",
     "speedup",
     "write_runs",
