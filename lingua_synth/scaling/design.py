@@ -43,8 +43,8 @@ class Design:
     law: Law
     params: dict[str, float]
     """The parameters that were assumed."""
-    N: np.ndarray | None
-    D: np.ndarray | None
+    columns: dict[str, np.ndarray]
+    """The planned runs: every variable of the law, one value a run."""
     groups: np.ndarray
     """Number of the group of each run, whose runs share an error."""
     noise: float
@@ -94,8 +94,7 @@ class Design:
             {
                 "law": self.law.name,
                 "params": self.params,
-                "N": self.N,
-                "D": self.D,
+                "runs": self.columns,
                 "noise": self.noise,
                 "size_noise": self.size_noise,
                 "objective": self.objective,
@@ -137,12 +136,13 @@ def expected_errors(
     targets: Mapping[str, ArrayLike] | None = None,
     objective: str = "huber",
     delta: float = 1e-3,
+    **variables: ArrayLike,
 ) -> Design:
     """Standard errors of a fit of `law` to runs at (N, D) whose log losses scatter by `noise`, if `params` is true.
 
-    One value of N and D per planned run; a cell that is trained with three seeds stands three times. `noise` 0.002 is
-    0.2 %. `size_noise`: an error that the runs of one group share, by default those of one N. `targets`: where the loss
-    is to be predicted, e.g. `{"N": [7e9], "D": [2e12]}`.
+    One value of N and D (and of what other variables the law has) per planned run; a cell that is trained with three
+    seeds stands three times. `noise` 0.002 is 0.2 %. `size_noise`: an error that the runs of one group share, by
+    default those of one N. `targets`: where the loss is to be predicted, e.g. `{"N": [7e9], "D": [2e12]}`.
 
     ValueError for parameters that are not the law's or a coefficient of 0, noise that is not positive, and runs that do
     not determine the law (fewer than parameters, one size, one line of D against N).
@@ -151,7 +151,7 @@ def expected_errors(
     if theta.ndim != 1:
         raise ValueError(f"one set of parameters at a time; got shape {theta.shape}")
     values = dict(zip(law.parameters, theta.tolist(), strict=True))
-    for name in law.coefficients:
+    for name in law.log_moved:
         if not values[name] > 0:
             raise ValueError(f"{name} is {values[name]:g}: a law without that term has no error to plan for; drop it")
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(size_noise) and size_noise >= 0):
@@ -160,7 +160,7 @@ def expected_errors(
         )
     if objective not in OBJECTIVES:
         raise ValueError(f"objective is one of {', '.join(OBJECTIVES)}; got {objective!r}")
-    columns = _columns(law, N, D)
+    columns = _columns(law, {"N": N, "D": D, **variables})
     numbers = _group_numbers(columns, groups)
     jacobian = _jacobian(law, theta, columns)
     condition = _condition(jacobian)
@@ -171,19 +171,18 @@ def expected_errors(
         )
     factor = huber_factor(noise, delta) if objective == "huber" else 1.0
     scaled = _covariance(jacobian, numbers, noise**2 * factor, size_noise**2)
-    places = {name: np.atleast_1d(_positive(v, name)) for name, v in (targets or {}).items()}
+    places: dict[str, np.ndarray] = {}
     predicted, errors = np.zeros(0), np.zeros(0)
-    if places:
-        rows = _jacobian(law, theta, _columns(law, **places))
+    if targets:
+        places = _columns(law, {name: np.atleast_1d(value) for name, value in targets.items()})
+        rows = _jacobian(law, theta, places)
         errors = np.sqrt(np.einsum("kp,pq,kq->k", rows, scaled, rows))
-        predicted = np.atleast_1d(law.predict(theta, **places))
-        places = {name: np.broadcast_to(v, predicted.shape) for name, v in places.items()}
+        predicted = law.predict(theta, **places)
     scale = _scale(law, theta)
     design = Design(
         law=law,
         params=values,
-        N=columns.get("N"),
-        D=columns.get("D"),
+        columns=columns,
         groups=numbers,
         noise=float(noise),
         size_noise=float(size_noise),
@@ -278,6 +277,7 @@ def next_runs(
     budget: float | None = None,
     max_repeats: int = 1,
     noise: float | None = None,
+    **variables: ArrayLike,
 ) -> NextRuns:
     """The `k` runs among the candidates (N, D) that, one after the other, lower an error most per cost.
 
@@ -295,7 +295,13 @@ def next_runs(
     law, theta = design.law, design.law.as_array(design.params)
     if k < 1 or max_repeats < 1:
         raise ValueError(f"k and max_repeats are numbers of runs, at least 1; got {k} and {max_repeats}")
-    given = {name: _positive(value, name) for name, value in (("N", N), ("D", D)) if value is not None}
+    asked = {"N": N, "D": D, **variables}
+    # N and D of a run may be given for its cost where the law has only one of them.
+    given = {
+        name: law.check_variable(value, name) if name in law.variables else _positive(value, name)
+        for name, value in asked.items()
+        if value is not None
+    }
     missing = [name for name in law.variables if name not in given]
     if missing:
         raise ValueError(f"candidates for {law.formula} need {' and '.join(missing)}")
@@ -306,7 +312,7 @@ def next_runs(
     factor = huber_factor(design.noise, design.delta) if design.objective == "huber" else 1.0
     variances = (design.noise**2 * factor, design.size_noise**2)
     rows = _jacobian(law, theta, {name: places[name] for name in law.variables})
-    jacobian = _jacobian(law, theta, {n: v for n, v in (("N", design.N), ("D", design.D)) if v is not None})
+    jacobian = _jacobian(law, theta, design.columns)
     groups = design.groups
     candidate_groups = _candidate_groups(design, places)
     before = _log_error(_covariance(jacobian, groups, *variances), weights)
@@ -344,14 +350,15 @@ def _of_fit(fit: ScalingFit, noise: float | None) -> Design:
     objective = fit.objective_name if fit.objective_name in OBJECTIVES else "huber"
     # A fit that passes through its runs has residuals of rounding; errors are then relative to a noise of 0.1 %.
     chosen = noise if noise is not None else spread if spread > 1e-9 else 1e-3
-    return expected_errors(fit.law, fit.params, N=fit.N, D=fit.D, noise=chosen, objective=objective, delta=fit.delta)
+    columns: dict[str, Any] = {name: fit._variable(name) for name in fit.law.variables}
+    return expected_errors(fit.law, fit.params, noise=chosen, objective=objective, delta=fit.delta, **columns)
 
 
 def _costs(places: Mapping[str, np.ndarray], cost: ArrayLike | None) -> tuple[np.ndarray, str]:
     shape = next(iter(places.values())).shape
     if cost is not None:
         return np.ravel(np.broadcast_to(_positive(cost, "cost"), shape)), "cost"
-    if len(places) < 2:
+    if not {"N", "D"} <= set(places):
         raise ValueError("the cost of a run follows from N and D; give both, or cost= per candidate")
     return 6 * places["N"] * places["D"] / GPU_FLOPS / 3600, "GPU-hours"
 
@@ -361,7 +368,7 @@ def _criterion(
 ) -> tuple[np.ndarray | None, str, float]:
     """(direction in scaled parameters or None for all, words, factor from the scaled error to the one shown)."""
     if isinstance(minimize, Mapping):
-        row = _jacobian(law, theta, _columns(law, **{n: np.atleast_1d(v) for n, v in minimize.items()}))
+        row = _jacobian(law, theta, _columns(law, {n: np.atleast_1d(v) for n, v in minimize.items()}))
         if len(row) != 1:
             raise ValueError(f"one place to predict at; got {dict(minimize)}")
         return row[0], "loss at " + ", ".join(f"{n} {v:.4g}" for n, v in minimize.items()) + " (relative)", 1.0
@@ -385,25 +392,23 @@ def _log_error(covariance: np.ndarray, weights: np.ndarray | None) -> float:
 # --- shared ---
 
 
-def _columns(law: Law, N: ArrayLike | None = None, D: ArrayLike | None = None) -> dict[str, np.ndarray]:
-    columns = {}
-    for name, value in (("N", N), ("D", D)):
-        if name in law.variables:
-            columns[name] = np.array(_positive(value, name))
-        elif value is not None:
+def _columns(law: Law, given: Mapping[str, ArrayLike | None]) -> dict[str, np.ndarray]:
+    """Every variable of the law, one value a run."""
+    for name, value in given.items():
+        if value is not None and name not in law.variables:
             raise ValueError(
                 f"{type(law).__name__} ({law.formula}) has no {name}; pass {' and '.join(law.variables)} only"
             )
-    arrays = np.broadcast_arrays(*columns.values())
+    arrays = np.broadcast_arrays(*(law.check_variable(given.get(name), name) for name in law.variables))
     if arrays[0].ndim != 1:
         raise ValueError(f"one value a run is needed (one dimension); got shape {arrays[0].shape}")
-    return {name: np.array(array) for name, array in zip(columns, arrays, strict=True)}
+    return {name: np.array(array) for name, array in zip(law.variables, arrays, strict=True)}
 
 
 def _scale(law: Law, theta: np.ndarray) -> np.ndarray:
-    """Units in which parameters are compared: coefficients by their logarithm, E and exponents as they are."""
-    coefficients = {law.parameters.index(name) for name in law.coefficients}
-    return np.array([value if k in coefficients else 1.0 for k, value in enumerate(theta.tolist())])
+    """Units in which parameters are compared: positive coefficients by their logarithm, the others as they are."""
+    by_log = {law.parameters.index(name) for name in law.log_moved}
+    return np.array([value if k in by_log else 1.0 for k, value in enumerate(theta.tolist())])
 
 
 def _jacobian(law: Law, theta: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -451,10 +456,10 @@ def _candidate_groups(design: Design, places: Mapping[str, np.ndarray]) -> np.nd
     """A candidate belongs to the group of the planned runs of its N, else to a new one of that N."""
     first_new = int(design.groups.max()) + 1
     num = len(next(iter(places.values())))
-    if design.N is None or "N" not in places:
+    if "N" not in design.columns or "N" not in places:
         return first_new + np.arange(num)
     known: dict[float, int] = {}
-    for size, group in zip(design.N.tolist(), design.groups.tolist(), strict=True):
+    for size, group in zip(design.columns["N"].tolist(), design.groups.tolist(), strict=True):
         known.setdefault(size, group)
     result = []
     for size in places["N"].tolist():
@@ -470,14 +475,14 @@ def _warnings(design: Design) -> list[str]:
             f"condition number {design.condition_number:.2g}: some parameters can trade against each other; "
             "first-order errors are too small there"
         )
-    for name in (design.law.constant, *design.law.exponents):
+    for name in filter(None, (design.law.constant, *design.law.exponents)):
         value, half = design.params[name], design.half_width(name)
         if design.law.bounds[name][0] >= 0 and half >= value:
             warnings.append(f"the interval of {name} will reach 0: these runs will not show it")
         elif name != design.law.constant and design.law.bounds[name][0] >= 0 and half > WIDE * value:
             warnings.append(f"{name} will be known to +- {half:.2g} only")
-    seen = {name: values for name, values in (("N", design.N), ("D", design.D)) if values is not None}
-    far = max((float(np.max(v) / seen[n].max()) for n, v in design.targets.items()), default=1.0)
+    logged = [name for name in design.law.logged if name in design.targets]
+    far = max((float(design.targets[n].max() / design.columns[n].max()) for n in logged), default=1.0)
     if far > 10:
         warnings.append(
             f"a target lies {far:.3g} times beyond the runs: the error of the law's form, which is not in these "
