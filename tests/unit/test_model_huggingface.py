@@ -265,6 +265,7 @@ def test_the_index_names_every_tensor_once(exported, tmp_path):
     assert together.keys() == alone.keys() == index["weight_map"].keys()
     assert all(torch.equal(together[name], alone[name]) for name in alone)
     assert index["metadata"]["total_size"] == sum(4 * weight.numel() for weight in alone.values())
+    assert {p.name for p in parts.glob("*.safetensors")} == set(index["weight_map"].values())
     for name, file in index["weight_map"].items():
         assert name in SafetensorsFile(parts / file).shapes
 
