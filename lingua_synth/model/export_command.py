@@ -30,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     args = parse_args(ExportArgs, argv, prog="lingua-synth export")
     if not args.checkpoint or not args.out:
         raise ValueError("checkpoint and out are needed: lingua-synth export checkpoint=runs/x out=hf/x")
-    from lingua_synth.model.huggingface import CONFIG, export_huggingface, from_config, list_parameters
+    from lingua_synth.model.huggingface import export_huggingface, list_parameters
+    from lingua_synth.model.huggingface_config import CONFIG, from_config
     from lingua_synth.model.model_card import USES
 
     out = export_huggingface(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -43,7 +44,11 @@ def main(argv: Sequence[str]) -> int:
         f"{checkpoint}: {counts.total:,} parameters ({counts.non_embedding:,} without vocabulary matrices) in "
         f"{args.dtype}, tokenizer {params['data']['tokenizer']['name']}"
     )
-    print(f"  train from it: lingua-synth train checkpoint.init_ckpt_path={checkpoint} model.dim={model.dim} ...")
+    # Every field that a training config must repeat; the context is data.seq_len's.
+    plain = ModelArgs()
+    fields = [f.name for f in dataclasses.fields(plain) if f.name not in ("vocab_size", "max_seqlen")]
+    shape = [f"model.{name}={getattr(model, name)}" for name in fields if getattr(model, name) != getattr(plain, name)]
+    print(f"  train from it: lingua-synth train checkpoint.init_ckpt_path={checkpoint} {' '.join(shape)} ...")
     print(f"  evaluate it: lingua-synth evaluate checkpoint={args.out} domains.news=shards/news")
     if model.rope_scaling_factor != 1:
         print("  its rotary frequencies are scaled, which Meta Lingua does not do: use it in this library's own loop")

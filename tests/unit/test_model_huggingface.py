@@ -20,24 +20,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lingua_synth.config import parse_args
 from lingua_synth.model import ModelArgs, count_parameters, ffn_hidden_dim, load_checkpoint, preset
 from lingua_synth.model.checkpoint import save_checkpoint
 from lingua_synth.model.export_command import main as export_main
 from lingua_synth.model.huggingface import (
     export_huggingface,
-    ffn_rule,
-    from_config,
     import_huggingface,
     list_parameters,
-    to_config,
     to_halves,
     to_pairs,
 )
+from lingua_synth.model.huggingface_config import ffn_rule, from_config, to_config
 from lingua_synth.model.import_command import main as import_main
 from lingua_synth.model.presets import PRESETS
 from lingua_synth.model.safetensors_format import SafetensorsFile
 from lingua_synth.model.transformer import Transformer
 from lingua_synth.tokens.args import TokenizerArgs
+from lingua_synth.train.args import TrainArgs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "huggingface_llama.json"
 CASES = {
@@ -451,6 +451,10 @@ def test_the_verbs_say_what_they_wrote_and_how_to_use_it(exported, tmp_path, cap
     said = capsys.readouterr().out
     checkpoint = back / "checkpoints" / f"{0:010d}"
     assert f"{checkpoint}: {total:,} parameters" in said and f"init_ckpt_path={checkpoint}" in said
+    # The printed words make a config of the same model.
+    words = [word for word in said.split() if word.startswith("model.")]
+    ours = parse_args(TrainArgs, words).model
+    assert dataclasses.replace(ours, vocab_size=258, max_seqlen=48) == load_checkpoint(back)[1]
     for main in (export_main, import_main):
         with pytest.raises(ValueError, match=r"and out are needed"):
             main(["out=x"])
