@@ -382,7 +382,7 @@ def _curve(
     assert entry.fit is not None, "an identifiable entry has a fit"
     grid = np.geomspace(low, high, GRID_POINTS)
     grid[[0, -1]] = low, high  # geomspace may miss its ends by a rounding error, and a law refuses nothing for it
-    at = {variable: grid}
+    at: dict[str, Any] = {variable: grid}
     values = np.asarray(entry.fit.predict(**at), dtype=float)
     canvas.ax.plot(grid, values, color=look.colour, linestyle=look.line)
     lower = upper = np.full(GRID_POINTS, math.nan)
