@@ -61,7 +61,8 @@ class Worker:
                 env={**os.environ, **ONE_THREAD, **(env or {})},
             )
         except OSError as error:
-            raise LeftOut(f"cannot start {python}: {error.strerror}") from None
+            # Its name alone: the reason stands on pages.
+            raise LeftOut(f"cannot start {Path(python).name}: {error.strerror}") from None
         try:
             self.started: dict[str, Any] = self._answer()
         except LeftOut:

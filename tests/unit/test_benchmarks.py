@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("measure", "corpus", "rules", "readers", "loader", "tokenization", "encoders", "train")
+MODULES = ("measure", "corpus", "rules", "readers", "loader", "tokenization", "encoders", "train", "fitters", "scaling")
 
 
 @pytest.fixture
@@ -284,3 +284,55 @@ def test_a_summary_leaves_the_first_steps_out(benchmarks):
     for line in lines:
         line["speed/mfu"] = line["global_step"] / 100
     assert _summary(lines)["mfu"] == 0.275
+
+
+# --- fitting a law ---
+
+
+def test_scaling_prints_and_writes_its_tables(tmp_path):
+    page = tmp_path / "page.md"
+    done = run(
+        "scaling.py", "--out", page, "--runs", 40, "--rounds", 1, "--starts", 9, "--resamples", 3, "--bootstraps", 60,
+        "--python", f"chinchilla={tmp_path}/none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = page.read_text()
+    assert done.stdout.startswith(written.rstrip("\n"))
+    assert "chinchilla is left out: cannot start" in written and str(tmp_path) not in written
+    fits = rows(written, "One fit")
+    assert fits["**lingua_synth**"][1] == "x 1" and abs(float(fits["**lingua_synth**"][2])) < 1e-9
+    assert {"SciPy BFGS, many starts", "published procedure"} <= set(fits)
+    assert float(fits["**lingua_synth**"][3]) == pytest.approx(float(fits["SciPy BFGS, many starts"][3]), rel=1e-4)
+    assert rows(written, "60 resamples")["**lingua_synth**"][2] == "0"
+    assert rows(written, "Goals")["above the lowest objective found"][-1] == "met"
+
+
+def test_the_objective_of_the_benchmark_is_the_library_s(benchmarks):
+    import fitters
+    import scaling
+
+    from lingua_synth.scaling import JointLaw, fit
+
+    table = scaling.simulated_table(60)
+    fitted = fit(JointLaw(), **table)
+    arrays = [table[name] for name in ("N", "D", "loss")]
+    assert fitters.objective(fitted.params, *arrays) == pytest.approx(fitted.objective, rel=1e-9)
+    exact = fitters.Exact(*arrays)
+    x = exact.start({"E": 1.7, "A": 400.0, "B": 500.0, "alpha": 0.33, "beta": 0.3})
+    value, gradient = exact.value_and_gradient(x)
+    assert value == pytest.approx(fitters.objective(exact.params(x), *arrays), rel=1e-12)
+    for k in range(5):
+        step = np.zeros(5)
+        step[k] = 1e-6
+        slope = (exact.value_and_gradient(x + step)[0] - exact.value_and_gradient(x - step)[0]) / 2e-6
+        assert gradient[k] == pytest.approx(slope, rel=1e-5)
+
+
+def test_scaling_reads_a_table(benchmarks, tmp_path):
+    import scaling
+
+    (tmp_path / "t.csv").write_text("params,tokens,loss\n1e6,1e9,3\n2e6,1e9,4\n3e6,2e9,2\n")
+    table = scaling.read_table(str(tmp_path / "t.csv"), 1)
+    assert table["N"].tolist() == [1e6, 3e6] and table["loss"].tolist() == [3.0, 2.0]
+    with pytest.raises(SystemExit, match="columns params, tokens, loss"):
+        scaling.read_table(str(tmp_path / "none.csv"), 0)
