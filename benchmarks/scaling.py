@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from fitters import FITTERS, objective
-from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, versions
+from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio
 
 OURS = "lingua_synth"
 NUM_BOOTSTRAPS = 4000
@@ -139,7 +139,7 @@ def report(
             ]
         )
     page.table(["", "s", "time to ours", "above the minimum", "E", "A", "B", "alpha", "beta"], rows)
-    notes = [f"{name}: {r['note']}" for name, r in results.items() if r["note"]]
+    notes = [f"{name} ({r['version']}){': ' if r['note'] else ''}{r['note']}" for name, r in results.items()]
     page.text(*(f"- {note}" for note in notes))
 
     page.text(f"## {args.bootstraps} resamples", f"Of a peer's, {args.resamples} are timed and scaled up.")
@@ -194,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="write the page here")
     args = parser.parse_args(argv)
     page = Page("Fitting a scaling law")
-    page.text(*origin(public_arguments(argv)), f"- {versions('scipy', 'autograd', 'chinchilla')}")
+    page.text(*origin(public_arguments(argv)))
     table = read_table(args.data, args.drop_highest) if args.data else simulated_table(args.runs)
     page.text(
         f"{'A given table' if args.data else 'A simulated table'} of {len(table['N'])} runs; one thread a process."
