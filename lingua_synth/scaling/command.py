@@ -103,7 +103,9 @@ def main(argv: Sequence[str]) -> int | None:
 
         written += f", {len(write_figures(fits, out / FIGURES))} figures in {out / FIGURES}"
     groups = len(runs.mixtures)
-    print(f"\n{written}: {len(runs)} runs, {groups} {'mixtures' if args.by == 'mixture' else f'groups by {args.by}'}")
+    kind = "mixture" if args.by == "mixture" else "group"
+    by = "" if args.by in ("mixture", "all") else f" by {args.by}"
+    print(f"\n{written}: {len(runs)} runs, {groups} {kind}{'s' if groups != 1 else ''}{by}")
     return 0
 
 

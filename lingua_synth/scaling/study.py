@@ -6,6 +6,7 @@ says in words why there is no fit. All fits share one seed, so mixtures trained 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,9 @@ from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
 LEVEL = 0.95
+MAX_REFUSALS = 3
+"""Sizes or budgets of a mixture with too few runs that are printed one by one; a table whose budgets all differ has
+hundreds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +88,15 @@ class StudyFits:
             for tokens, entry in by_tokens.items():
                 yield ModelLaw(), mixture, None, tokens, entry
 
+    def _blocks(self) -> Iterator[tuple[Law, str, list[tuple[str, MixtureFit]]]]:
+        """(law, mixture, its entries with where they are in words), in the order of `entries`."""
+        for (law, mixture), found in itertools.groupby(self.entries(), key=lambda one: one[:2]):
+            block = []
+            for _, _, size, tokens, entry in found:
+                where = f" at size {size}" if size is not None else f" at {tokens:.4g} tokens" if tokens else ""
+                block.append((where, entry))
+            yield law, mixture, block
+
     def rows(self) -> list[dict[str, Any]]:
         """One row per parameter of every fit, one row (without value) per refusal; full precision, None for what is
         not."""
@@ -133,12 +146,19 @@ class StudyFits:
         drawn = f", whole groups of one {self.unit} resampled" if self.unit else ""
         lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets{drawn}"]
         before: str | None = None
-        for law, mixture, size, tokens, entry in self.entries():
+        for law, mixture, entries in self._blocks():
             if law.name != before:
                 lines += ["", law.formula]
                 before = law.name
-            where = f" at size {size}" if size is not None else f" at {tokens:.4g} tokens" if tokens is not None else ""
-            lines.append(f"  {mixture}{where}: {_summary(entry)}")
+            refused = [where for where, entry in entries if entry.fit is None]
+            for where, entry in entries:
+                if entry.fit is not None or len(refused) <= MAX_REFUSALS:
+                    lines.append(f"  {mixture}{where}: {_summary(entry)}")
+            if len(refused) > MAX_REFUSALS:
+                lines.append(
+                    f"  {mixture}: no fit{refused[0]}, ...,{refused[-1]} ({len(refused)} of {len(entries)}): "
+                    f"fewer runs than the {len(law.parameters)} parameters"
+                )
         return "\n".join(lines)
 
 

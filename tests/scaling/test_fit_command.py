@@ -8,7 +8,7 @@ import pytest
 from lingua_synth.config import run_command
 from lingua_synth.files import read_json
 from lingua_synth.report.command import main as report
-from lingua_synth.scaling import InteractionLaw, fit_study, load_runs, simulate_study, write_runs
+from lingua_synth.scaling import InteractionLaw, JointLaw, Runs, fit_study, load_runs, simulate_study, write_runs
 from lingua_synth.scaling.command import law_named, main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -130,3 +130,21 @@ def test_laws_have_names(capsys, tmp_path):
     assert law_named("interaction") == InteractionLaw()
     with pytest.raises(ValueError, match=r"law is one of .*interaction.*joint.*; got 'data'"):
         law_named("data")
+
+
+def test_a_table_whose_budgets_all_differ_is_printed_short():
+    rng = np.random.default_rng(0)
+    N, D = 10 ** rng.uniform(8, 10, 40), 10 ** rng.uniform(9, 11, 40)
+    loss = JointLaw().predict({"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.35}, N=N, D=D)
+    runs = Runs(
+        {
+            "run_id": [str(k) for k in range(40)], "mixture": ["a"] * 40, "size": [f"{n:.0f}" for n in N],
+            "n_total": N, "tokens": D, "loss_macro": loss,
+        }
+    )  # fmt: skip
+    fits = fit_study(runs, n_definition="total", num_bootstraps=0)
+    lines = str(fits).splitlines()
+    assert len(lines) == 10
+    assert f"a: no fit at size {N.min():.0f}, ..., at size {N.max():.0f} (40 of 40): fewer runs than the 3" in lines[6]
+    assert f"at {D.min():.4g} tokens, ..., at {D.max():.4g} tokens (40 of 40)" in lines[9]
+    assert len(fits.rows()) == 85 and sum("1 run;" in row["reasons"] for row in fits.rows()) == 80
