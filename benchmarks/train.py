@@ -168,13 +168,17 @@ def measure_plain(
     unit = "Ktok/s" if cases[0].device == "cuda" else "Ktok/CPU-s"
     for case in cases:
         ours, plain = [], []
-        for run in (run_plain, run_ours):
-            run(case, work, 5)  # what only the first run in a process pays
-        for _ in range(rounds):
-            plain.append(case.tokens_per_step / seconds_per_step(run_plain, case, work, 5, steps) / 1e3)
-            ours.append(case.tokens_per_step / seconds_per_step(run_ours, case, work, 5, steps) / 1e3)
-        lines = run_ours(case, work, steps)[1:]
-        waiting = median(line["speed/data_load_time"] / line["speed/curr_iter_time"] for line in lines)
+        told = [json.dumps(case.__dict__), str(work)]
+        # A process each: what one asks of the allocator must not serve the other.
+        with (
+            Worker(Path(__file__), ["--worker", "plain", *told]) as plain_process,
+            Worker(Path(__file__), ["--worker", "loop", *told]) as our_process,
+        ):
+            for _ in range(rounds):
+                for process, rates in ((plain_process, plain), (our_process, ours)):
+                    seconds = process.ask("seconds_per_step", few=5, many=steps)["seconds"]
+                    rates.append(case.tokens_per_step / seconds / 1e3)
+            waiting = our_process.ask("waiting", steps=steps)["share"]
         shown = f"x {ratio(ours, plain):.3f}"
         rows.append([f"{case.size}, {case.dtype}", spread(plain), spread(ours), shown, f"{waiting:.2%}"])
         name = f"{case.size}, {case.dtype}"
@@ -184,8 +188,10 @@ def measure_plain(
     page.text(
         f"The same model ({cases[0].seq_len} tokens a sequence, {cases[0].batch_size} sequences a batch, on "
         f"{cases[0].device}); the plain loop reads batches that lie in memory and logs, guards, saves and measures "
-        f"nothing. {rounds} rounds in turn: median (smallest-largest). {unit} = 10^3 tokens, of one step: a run of "
-        f"{steps} steps less one of 5. Waiting for data: of the loop's own log."
+        f"nothing. Each in a process of its own with one thread. {rounds} rounds in turn: median (smallest-largest). "
+        f"{unit} = 10^3 tokens, of one step: a run of {steps} steps less one of 5. Waiting for data: of the loop's own "
+        "log. On a CPU the loop has malloc keep what a step frees (`train/host_memory.py`), which the plain loop, as "
+        "people write it, does not."
     )
     page.table(["", f"plain, {unit}", f"lingua_synth, {unit}", "ratio", "waiting for data"], rows)
 
@@ -303,16 +309,44 @@ def train_in_lingua(case: Case, work: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def worker_main(what: str, described: str, work: str) -> int:
-    """One training in this process; answers with one line of JSON."""
+    """One training in this process; answers with one line of JSON. For `plain` and `loop`, one line a question."""
     case = Case(**json.loads(described))
     answer = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
+    if what in ("plain", "loop"):
+        return answer_questions(what, case, Path(work), answer)
     try:
         lines = (run_ours if what == "ours" else train_in_lingua)(case, Path(work), 40)
         found = _summary(lines)
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}"}
     os.write(answer, (json.dumps(found) + "\n").encode())
+    return 0
+
+
+def answer_questions(what: str, case: Case, work: Path, answer: int) -> int:
+    """Measure one of the two loops as often as asked."""
+
+    def say(found: dict[str, Any]) -> None:
+        os.write(answer, (json.dumps(found) + "\n").encode())
+
+    try:
+        import torch
+
+        if case.device == "cpu":
+            torch.set_num_threads(1)
+        run: Callable[[Case, Path, int], Any] = run_plain if what == "plain" else run_ours
+        run(case, work, 5)  # what only the first run in a process pays
+        say({})
+        for line in sys.stdin:
+            asked = json.loads(line)
+            if asked["command"] == "waiting":
+                lines = run_ours(case, work, asked["steps"])[1:]
+                say({"share": median(one["speed/data_load_time"] / one["speed/curr_iter_time"] for one in lines)})
+            else:
+                say({"seconds": seconds_per_step(run, case, work, asked["few"], asked["many"])})
+    except Exception as error:
+        say({"error": f"{type(error).__name__}: {error}"})
     return 0
 
 
@@ -355,8 +389,6 @@ def main(argv: Sequence[str]) -> int:
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(1)
     page = Page("The training loop beside others")
     page.text(*origin(public_arguments(argv)), f"- {versions('torch', 'xformers', 'triton')}")
     start = time.perf_counter()

@@ -37,6 +37,7 @@ from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.distributed import Ranks, data_parallel
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.guard import Guard
+from lingua_synth.train.host_memory import keep_freed_memory
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
     fit_to_sources,
@@ -108,6 +109,8 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
     be written; Preempted (a SystemExit) after SIGTERM or SIGUSR2, with a checkpoint of the last step.
     """
     with data_parallel(args.synth.device, args.env) as ranks:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         sources = open_sources(args, ranks)
         args = with_shard_tokenizer(args, sources)
         vocab_size = int(next(iter(sources.values())).manifest["tokenizer"]["n_words"])
