@@ -14,6 +14,14 @@ from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossin
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.function_law import FunctionLaw
+from lingua_synth.scaling.intervals import (
+    Intervals,
+    bootstrap_intervals,
+    intervals,
+    profile_intervals,
+    reml_intervals,
+    wald_intervals,
+)
 from lingua_synth.scaling.laws import (
     DataLaw,
     InteractionLaw,
@@ -42,6 +50,7 @@ __all__ = [
     "FunctionLaw",
     "Holdout",
     "InteractionLaw",
+    "Intervals",
     "JointLaw",
     "KaplanLaw",
     "Law",
@@ -59,16 +68,21 @@ __all__ = [
     "TiedLaw",
     "best_ratio",
     "bootstrap",
+    "bootstrap_intervals",
     "clean",
     "crossing",
     "expected_errors",
     "fit",
     "fit_study",
     "holdout",
+    "intervals",
     "load_runs",
     "next_runs",
     "paired_bootstrap",
+    "profile_intervals",
+    "reml_intervals",
     "simulate_study",
     "speedup",
+    "wald_intervals",
     "write_runs",
 ]

@@ -42,7 +42,8 @@ class Bootstrap:
     num_units: int
     """How many units were resampled: runs, or the clusters of `unit`."""
     freedom: int = 0
-    """Degrees of freedom of kind "t": units less parameters (at least 1)."""
+    """Degrees of freedom of kind "t", at least 1: runs less parameters, or groups less the parameters that only
+    differences between groups determine (six sizes less E, A and alpha: 3)."""
 
     @property
     def num_failed(self) -> int:
@@ -298,8 +299,16 @@ def bootstrap(
             f"{type(fit.law).__name__} ({len(fit.law.parameters)} parameters); {num} runs do not carry an interval"
         )
     params.flags.writeable = False
-    freedom = max(num_units - len(fit.law.parameters), 1)
+    freedom = max(num_units - len(fit.law.parameters), 1) if unit is None else _group_freedom(fit, groups)
     return Bootstrap(fit.law, params, dict(fit.params), seed if resamples is None else None, num_units, freedom)
+
+
+def _group_freedom(fit: ScalingFit, groups: np.ndarray) -> int:
+    from lingua_synth.scaling import reml
+    from lingua_synth.scaling.refits import Tables
+
+    by_group = reml.Groups(groups)
+    return int(np.clip(round(len(by_group) - reml.between_parameters(Tables.of(fit), by_group)), 1, len(by_group) - 1))
 
 
 def unit_labels(fit: ScalingFit, unit: str | Sequence[Any] | np.ndarray) -> list[str]:
