@@ -34,6 +34,8 @@ from lingua_synth.scaling.laws import (
     Term,
     TiedLaw,
 )
+from lingua_synth.scaling.mixture_law import LogQuadraticLaw, MixingLaw, MixtureLaw, SourcesLaw
+from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
@@ -54,14 +56,20 @@ __all__ = [
     "JointLaw",
     "KaplanLaw",
     "Law",
+    "LogQuadraticLaw",
+    "MixingLaw",
     "MixtureFit",
+    "MixtureLaw",
     "ModelLaw",
     "NextRuns",
+    "OverfitLaw",
     "PairedBootstrap",
     "PowerLaw",
     "RectifiedLaw",
+    "RepetitionLaw",
     "Runs",
     "ScalingFit",
+    "SourcesLaw",
     "Speedup",
     "StudyFits",
     "Term",

@@ -166,7 +166,7 @@ def global_starts(law: Law, points: Points, objective: str, delta: float, *, num
     searched = [name for name in law.parameters if name not in law.linear]
     assert set(grid) == set(searched), f"{law!r} must give a grid for {searched}, gives {sorted(grid)}"
     axes = [np.asarray(grid[name], dtype=np.float64) for name in searched]
-    shape = [len(axis) for axis in axes]
+    shape = [len(axis) for axis in axes if len(axis) > 1]
     nodes, whole = _nodes(axes)
     theta = np.zeros((len(nodes), len(law.parameters)))
     theta[:, [law.parameters.index(name) for name in searched]] = nodes
