@@ -14,6 +14,7 @@ from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossin
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.function_law import FunctionLaw
+from lingua_synth.scaling.influence import Influence, influence
 from lingua_synth.scaling.intervals import (
     Intervals,
     bootstrap_intervals,
@@ -23,14 +24,17 @@ from lingua_synth.scaling.intervals import (
     wald_intervals,
 )
 from lingua_synth.scaling.laws import (
+    CrossedLaw,
     DataLaw,
     InteractionLaw,
     JointLaw,
     KaplanLaw,
     Law,
     ModelLaw,
+    OffsetKaplanLaw,
     PowerLaw,
     RectifiedLaw,
+    RectifiedModelLaw,
     Term,
     TiedLaw,
 )
@@ -46,11 +50,13 @@ __all__ = [
     "BestRatio",
     "Bootstrap",
     "Cleaned",
+    "CrossedLaw",
     "DataLaw",
     "Design",
     "Dropped",
     "FunctionLaw",
     "Holdout",
+    "Influence",
     "InteractionLaw",
     "Intervals",
     "JointLaw",
@@ -62,10 +68,12 @@ __all__ = [
     "MixtureLaw",
     "ModelLaw",
     "NextRuns",
+    "OffsetKaplanLaw",
     "OverfitLaw",
     "PairedBootstrap",
     "PowerLaw",
     "RectifiedLaw",
+    "RectifiedModelLaw",
     "RepetitionLaw",
     "Runs",
     "ScalingFit",
@@ -83,6 +91,7 @@ __all__ = [
     "fit",
     "fit_study",
     "holdout",
+    "influence",
     "intervals",
     "load_runs",
     "next_runs",

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lingua_synth.scaling import solver
+from lingua_synth.scaling.influence import Influence, influence
 from lingua_synth.scaling.laws import ArrayLike, Law, _positive
 from lingua_synth.scaling.records import record
 
@@ -30,6 +32,8 @@ LINE_CORRELATION = 0.9999
 """|correlation| of ln N and ln D above which the runs lie on one line and the two terms cannot be told apart."""
 USUAL_EXPONENTS = (0.05, 1.0)
 OUTLIER_FACTOR = 10.0
+GUESSING_NATS = float(np.log(1e6))
+"""No tokenizer has a million tokens, so no model need lose more than this per token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,10 @@ class ScalingFit:
     """How many times more a prediction above its run counts than one below."""
     weights: np.ndarray | None = None
     """What a run counts, in the order given; None: 1 each."""
+    dropped: tuple[str, ...] = ()
+    """Runs of the table that were left out before the fit, each in words; named by the caller."""
+    unit: str = "run"
+    """What errs independently of the others: a run, or a group of runs (e.g. "size") named by the caller."""
     reasons: list[str] = field(default_factory=list)
     """Why the runs do not determine the law, one sentence each; empty when they do."""
     warnings: list[str] = field(default_factory=list)
@@ -106,6 +114,32 @@ class ScalingFit:
         # Below one part in 10^12 a point is the run itself, up to rounding of its logarithm.
         return np.exp(np.where(worst > 1e-12, worst, 0.0)).reshape(shape)[()]
 
+    @cached_property
+    def E_under(self) -> dict[str, float]:
+        """The irreducible loss under this law and under its rivals for the same runs and objective, by law.
+
+        On real runs the law moves it more often than their noise does, so an E is no property of the runs alone. Empty
+        for a law without a constant; only its own for a law without rivals, or too few runs for theirs.
+        """
+        found = {self.law.name: self.params[self.law.constant]} if self.law.constant else {}
+        for rival in self.law.rivals():
+            if self.num_points > len(rival.parameters):
+                points = _points_of(rival, self.variables, self.loss, self.weights, self.asymmetry)
+                end = solver.minimize(rival, points, objective=self.objective_name, delta=self.delta)
+                params = points.to_params(rival, end.theta[0])
+                found[rival.name] = float(params[rival.parameters.index(rival.constant)])
+        return found
+
+    @cached_property
+    def influence(self) -> Influence | None:
+        """What the fit would be without each run and without its worst few; None when no run can be spared."""
+        return influence(self) if self.num_points > len(self.law.parameters) else None
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Least and greatest value of every variable in the runs: beyond them a prediction is an extrapolation."""
+        return {name: (float(values.min()), float(values.max())) for name, values in self.variables.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON at full precision; infinities become null with a reason in `null_because`."""
         return record(
@@ -126,6 +160,12 @@ class ScalingFit:
                 "rms_residual": self.rms_residual,
                 "max_residual": self.max_residual,
                 "n_definition": self.n_definition,
+                "unit": self.unit,
+                "dropped": list(self.dropped),
+                "ranges": {name: list(ends) for name, ends in self.ranges.items()},
+                "E_under": self.E_under,
+                "influence": None if self.influence is None else self.influence.to_dict(),
+                "derivatives": self.law.derivatives,
                 "asymmetry": self.asymmetry,
                 "weights": self.weights,
                 "N": self.N,
@@ -145,6 +185,21 @@ class ScalingFit:
             f"  {self.objective_name} {self.objective:.6g}, {'converged' if self.converged else 'NOT CONVERGED'} "
             f"(gradient {self.grad_norm:.1e}), condition {self.condition_number:.3g}",
         ]
+        spans = ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in self.ranges.items())
+        lines.append(f"  runs span {spans}; what errs independently: the {self.unit}")
+        if len(self.E_under) > 1:
+            lines.append("  irreducible loss by law: " + ", ".join(f"{n} {E:.4g}" for n, E in self.E_under.items()))
+        if self.influence is not None and self.law.constant:
+            row = self.influence.rows[0]
+            lines.append(
+                f"  most influential: row {row}, without it {self.law.constant} = "
+                f"{self.influence.without[row, self.law.parameters.index(self.law.constant)]:.4g}"
+            )
+        if self.dropped:
+            lines.append(
+                f"  {len(self.dropped)} runs dropped before the fit: {'; '.join(self.dropped[:5])}"
+                + (" ..." if len(self.dropped) > 5 else "")
+            )
         lines.append("  identifiable" if self.identifiable else "  NOT IDENTIFIABLE:")
         lines += [f"    - {reason}" for reason in self.reasons]
         lines += [f"  note: {warning}" for warning in self.warnings]
@@ -168,6 +223,8 @@ def fit(
     asymmetry: float = 1.0,
     weights: ArrayLike | None = None,
     n_definition: str = "non_embedding",
+    dropped: Sequence[object] = (),
+    unit: str = "run",
     **variables: ArrayLike | None,
 ) -> ScalingFit:
     """Fit `law` to runs: the global minimum of a sum over runs of rho(ln(predicted) - ln(observed)).
@@ -178,6 +235,8 @@ def fit(
     move the parameters.
     N, D and `**variables` (U=, r=, ratio_<source>=) are those variables the law has, one value a run; `n_definition`
     says which count N is, and is kept.
+    dropped: the runs that were left out of the table before, in words; `unit`: what errs independently ("run", or
+    "size" when the runs of one size share an error). Both are kept beside the numbers and move none of them.
 
     Deterministic: no random start; the order of the rows changes nothing. Units change nothing but the units of the
     parameters, for every law that `rescales` (all but a `FunctionLaw`, which is fitted in the units given).
@@ -237,8 +296,10 @@ def fit(
         variables=columns,
         asymmetry=float(asymmetry),
         weights=counts,
+        dropped=tuple(str(run) for run in dropped),
+        unit=unit,
         reasons=reasons,
-        warnings=_warnings(law, columns, residuals, params),
+        warnings=_warnings(law, columns, losses, residuals, params),
     )
 
 
@@ -396,7 +457,9 @@ def _condition_number(law: Law, theta: np.ndarray, jacobian: np.ndarray) -> floa
     return float(singular[0] / singular[-1]) if singular[-1] > 1e-15 * singular[0] else float("inf")
 
 
-def _warnings(law: Law, columns: dict[str, np.ndarray], residuals: np.ndarray, params: dict[str, float]) -> list[str]:
+def _warnings(
+    law: Law, columns: dict[str, np.ndarray], loss: np.ndarray, residuals: np.ndarray, params: dict[str, float]
+) -> list[str]:
     warnings = []
     for name, values in columns.items():
         if name not in law.logged:
@@ -413,6 +476,7 @@ def _warnings(law: Law, columns: dict[str, np.ndarray], residuals: np.ndarray, p
     if law.derivatives not in ("exact", "given"):
         warnings.append(f"derivatives of {law.name} by {law.derivatives}")
     warnings += _outlier_warnings(columns, residuals)
+    warnings += _unit_warnings(columns, loss)
     if "D" in columns and columns["D"].max() < 1e5:
         warnings.append(
             f"the largest D is {columns['D'].max():g} tokens; if tokens are in millions or billions, multiply"
@@ -420,6 +484,39 @@ def _warnings(law: Law, columns: dict[str, np.ndarray], residuals: np.ndarray, p
     if "N" in columns and columns["N"].max() < 1e3:
         warnings.append(
             f"the largest N is {columns['N'].max():g} parameters; if N is in millions or billions, multiply"
+        )
+    return warnings
+
+
+def _unit_warnings(columns: dict[str, np.ndarray], loss: np.ndarray) -> list[str]:
+    """What magnitudes alone make certain. Bits per token look like nats per token and cannot be told."""
+    warnings = []
+    if loss.max() > GUESSING_NATS:
+        warnings.append(
+            f"the largest loss is {loss.max():.4g}, more nats per token than guessing among a million tokens costs "
+            f"({GUESSING_NATS:.3g}); are these perplexities, sums over tokens, or percent?"
+        )
+    elif loss.max() < 0.7:
+        warnings.append(
+            f"no loss is above {loss.max():.3g}, low for nats per token; if they are per byte or per character, or in "
+            "bits, so is every number here"
+        )
+    if "N" in columns and "D" in columns and columns["D"].max() >= 1e5 and columns["N"].max() >= 1e3:
+        ratio = columns["D"] / columns["N"]
+        if ratio.max() < 0.01:
+            warnings.append(
+                f"no run has more than {ratio.max():.2g} tokens per parameter; are tokens in millions or billions?"
+            )
+        elif ratio.min() > 1e6:
+            warnings.append(
+                f"every run has more than {ratio.min():.2g} tokens per parameter; is N in thousands or millions?"
+            )
+    table = np.stack([*columns.values(), loss], axis=-1)
+    copies = len(table) - len(np.unique(table, axis=0))
+    if copies:
+        warnings.append(
+            f"{copies} rows are exact copies of another (same {', '.join(columns)} and loss); each counts as a run of "
+            "its own, so errors will look smaller than they are"
         )
     return warnings
 

@@ -153,6 +153,10 @@ class Law:
     def validate_points(self, points: Mapping[str, np.ndarray]) -> None:
         """Raise ValueError for values the law has no meaning for (e.g. ratios that exceed 1)."""
 
+    def rivals(self) -> tuple[Law, ...]:
+        """Laws of another form for the same runs, under which a fit shows its irreducible loss too."""
+        return ()
+
     # --- for everyone ---
 
     @property
@@ -193,8 +197,8 @@ class Law:
     ) -> np.ndarray:
         """Training tokens D at which the law reaches `loss`, by bisection between 1 and 1e40 tokens.
 
-        `inf` where no D up to 1e40 does: out of reach. Right for a law that falls with D. One set of parameters; `loss`
-        and the variables broadcast. ValueError when the law has no D.
+        The least of them where a law turns up again; `inf` where no D up to 1e40 does: out of reach. One set of
+        parameters; `loss` and the variables broadcast. ValueError when the law has no D.
         """
         theta = self.as_array(params)
         assert theta.ndim == 1, "one set of parameters at a time"
@@ -203,13 +207,19 @@ class Law:
         loss = np.asarray(loss, dtype=np.float64)
         fixed = {name: value for name, value in {"N": N, **variables}.items() if value is not None}
         shape = np.broadcast_shapes(loss.shape, *(np.shape(value) for value in fixed.values()))
-        low, high = np.zeros(shape), np.full(shape, 40 * np.log(10.0))
+        high = np.full(shape, 40 * np.log(10.0))
 
         def at(log_D: np.ndarray) -> np.ndarray:
             return self.predict(theta, **{**fixed, "D": np.exp(log_D)})
 
-        reached = at(high) <= loss
-        for _ in range(120):
+        # A law may turn up again far out: look for the first of 400 budgets that reaches the loss.
+        reached = np.zeros(shape, dtype=bool)
+        for log_D in np.linspace(0.0, 40 * np.log(10.0), 401):
+            first = ~reached & (at(np.full(shape, log_D)) <= loss)
+            high = np.where(first, log_D, high)
+            reached |= first
+        low = np.maximum(high - 0.1 * np.log(10.0), 0.0)
+        for _ in range(60):
             middle = 0.5 * (low + high)
             above = at(middle) > loss
             low, high = np.where(above, middle, low), np.where(above, high, middle)
@@ -350,7 +360,9 @@ class PowerLaw(Law):
         data = [term for term in self.terms if any(variable == "D" for variable, _ in term.exponents)]
         theta = self.as_array(params)
         assert theta.ndim == 1, "one set of parameters at a time"
-        if len(data) != 1:
+        if len(data) > 1:
+            return super().solve_D(params, loss, N, **variables)
+        if not data:
             raise ValueError(f"{type(self).__name__} has no data term, so no budget D follows from a loss")
         term = data[0]
         by_name = dict(zip(self.parameters, theta.tolist(), strict=True))
@@ -404,6 +416,9 @@ class DataLaw(PowerLaw):
     terms = (Term("B", (("D", "beta"),)),)
     bounds: ClassVar = {"E_at_N": (0.0, np.inf), "B": (0.0, np.inf), "beta": EXPONENT_BOUNDS}
 
+    def rivals(self) -> tuple[Law, ...]:
+        return (RectifiedLaw(),)
+
 
 class ModelLaw(PowerLaw):
     """Loss against model size at one training budget: `L = E_at_D + A/N^alpha`."""
@@ -415,6 +430,9 @@ class ModelLaw(PowerLaw):
     constant = "E_at_D"
     terms = (Term("A", (("N", "alpha"),)),)
     bounds: ClassVar = {"E_at_D": (0.0, np.inf), "A": (0.0, np.inf), "alpha": EXPONENT_BOUNDS}
+
+    def rivals(self) -> tuple[Law, ...]:
+        return (RectifiedModelLaw(),)
 
 
 class JointLaw(PowerLaw):
@@ -430,6 +448,9 @@ class JointLaw(PowerLaw):
         "E": (0.0, np.inf), "A": (0.0, np.inf), "B": (0.0, np.inf), "alpha": EXPONENT_BOUNDS, "beta": EXPONENT_BOUNDS,
     }  # fmt: skip
 
+    def rivals(self) -> tuple[Law, ...]:
+        return (InteractionLaw(), TiedLaw())
+
 
 class InteractionLaw(PowerLaw):
     """The joint law with a data term that depends on N too: `L = E + A/N^alpha + B/(D^beta N^c)`."""
@@ -441,6 +462,32 @@ class InteractionLaw(PowerLaw):
     constant = "E"
     terms = (Term("A", (("N", "alpha"),)), Term("B", (("D", "beta"), ("N", "c"))))
     bounds: ClassVar = {**JointLaw.bounds, "c": INTERACTION_BOUNDS}
+
+    def rivals(self) -> tuple[Law, ...]:
+        return (JointLaw(), TiedLaw())
+
+
+class CrossedLaw(PowerLaw):
+    """Both terms depend on both: `L = E + A/(N^alpha D^d) + B/(D^beta N^c)`.
+
+    Seven parameters: it bends as the runs ask and is not to be trusted far beyond them on its own; a voice among
+    others in an `Ensemble`.
+    """
+
+    name = "crossed"
+    formula = "L = E + A/(N^alpha D^d) + B/(D^beta N^c)"
+    parameters = ("E", "A", "B", "alpha", "beta", "c", "d")
+    variables = ("N", "D")
+    constant = "E"
+    terms = (Term("A", (("N", "alpha"), ("D", "d"))), Term("B", (("D", "beta"), ("N", "c"))))
+    bounds: ClassVar = {**JointLaw.bounds, "c": INTERACTION_BOUNDS, "d": INTERACTION_BOUNDS}
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        exponent, cross = np.geomspace(0.03, 1.5, 10), np.linspace(-0.4, 0.4, 5)
+        return {"alpha": exponent, "beta": exponent, "c": cross, "d": cross}
+
+    def rivals(self) -> tuple[Law, ...]:
+        return (InteractionLaw(), JointLaw())
 
 
 class TiedLaw(PowerLaw):
@@ -458,6 +505,9 @@ class TiedLaw(PowerLaw):
     terms = (Term("A", (("N", "alpha"),)), Term("B", (("D", "alpha"),)))
     bounds: ClassVar = {"E": (0.0, np.inf), "A": (0.0, np.inf), "B": (0.0, np.inf), "alpha": EXPONENT_BOUNDS}
 
+    def rivals(self) -> tuple[Law, ...]:
+        return (JointLaw(), InteractionLaw())
+
 
 class KaplanLaw(Law):
     """No irreducible loss: `L = ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta` (Kaplan et al. 2020, equation 1.5).
@@ -468,7 +518,7 @@ class KaplanLaw(Law):
 
     name = "kaplan"
     formula = "L = ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta"
-    parameters = ("A", "B", "alpha", "beta")
+    parameters: ClassVar[tuple[str, ...]] = ("A", "B", "alpha", "beta")
     variables = ("N", "D")
     bounds: ClassVar = {
         "A": (0.0, np.inf), "B": (0.0, np.inf), "alpha": EXPONENT_BOUNDS, "beta": EXPONENT_BOUNDS,
@@ -488,8 +538,13 @@ class KaplanLaw(Law):
         return {"A": level, "B": level, "alpha": exponent, "beta": exponent}
 
     def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        A, B, alpha, beta = (self._spread(theta, name) for name in self.parameters)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        return self._without_offset(theta, points)
+
+    def _without_offset(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        A, B, alpha, beta = (theta[:, k, None] for k in range(4))
+        # A term that is absent has logarithms and derivatives all the same.
+        A, B = np.maximum(A, 1e-200), np.maximum(B, 1e-200)
+        with np.errstate(over="ignore", under="ignore"):
             model = (np.log(A) - alpha * points["N"]) / beta
             data = np.log(B) / beta - points["D"]
             total = np.logaddexp(model, data)
@@ -514,8 +569,100 @@ class KaplanLaw(Law):
     def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
         return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
 
+    def rivals(self) -> tuple[Law, ...]:
+        return (JointLaw(), InteractionLaw())
 
-class RectifiedLaw(Law):
+
+class OffsetKaplanLaw(KaplanLaw):
+    """`KaplanLaw` above an irreducible loss: `L = E + ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta`."""
+
+    name = "offset_kaplan"
+    formula = "L = E + ((A/N^alpha)^(1/beta) + (B/D^beta)^(1/beta))^beta"
+    parameters = ("A", "B", "alpha", "beta", "E")
+    constant = "E"
+    linear = ("E",)
+    bounds: ClassVar = {**KaplanLaw.bounds, "E": (0.0, np.inf)}
+
+    def max_moves(self) -> np.ndarray:
+        return np.array([*super().max_moves(), np.inf])
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        level = np.geomspace(0.02, 1.0, 7)
+        exponent = np.geomspace(0.04, 1.0, 8)
+        return {"A": level, "B": level, "alpha": exponent, "beta": exponent}
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        value, jacobian = self._without_offset(theta, points)
+        return value + theta[:, 4, None], np.concatenate([jacobian, np.ones_like(jacobian[:, :1])], axis=1)
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = super().to_params(theta, centres, log_scale)
+        params[..., 4] *= np.exp(log_scale)
+        return params
+
+
+class _ShiftedPowerLaw(Law):
+    """A constant plus `coefficient / (shift + variable)^exponent`; parameters in that order."""
+
+    rescales = True
+
+    def max_moves(self) -> np.ndarray:
+        return np.array([np.inf, np.inf, np.inf, 0.5])
+
+    def grid(self) -> Mapping[str, np.ndarray]:
+        shift = np.array([0.0, *np.geomspace(1e-3, 1e2, 16)])  # in units of the variable's geometric mean
+        return {self.parameters[2]: shift, self.parameters[3]: np.geomspace(0.02, 2.0, 18)}
+
+    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        constant, coefficient, shift, exponent = (theta[:, k, None] for k in range(4))
+        reach = shift + np.exp(points[self.variables[0]])
+        share = np.exp(-exponent * np.log(reach))
+        jacobian = np.stack(
+            [
+                np.ones_like(share),
+                share,
+                -coefficient * exponent * share / reach,
+                -coefficient * share * np.log(reach),
+            ],
+            axis=-2,
+        )
+        return constant + coefficient * share, jacobian
+
+    def curvature(
+        self, theta: np.ndarray, points: Mapping[str, np.ndarray], jacobian: np.ndarray, pull: np.ndarray
+    ) -> np.ndarray:
+        _, coefficient, shift, exponent = (theta[:, k, None] for k in range(4))
+        reach = shift + np.exp(points[self.variables[0]])
+        share, log_reach = jacobian[:, 1], np.log(reach)
+        extra = np.zeros((len(theta), 4, 4))
+
+        def put(i: int, j: int, second: np.ndarray) -> None:
+            extra[:, i, j] = extra[:, j, i] = (pull * second).sum(axis=-1)
+
+        put(1, 2, -exponent * share / reach)
+        put(1, 3, -share * log_reach)
+        put(2, 2, coefficient * exponent * (exponent + 1) * share / reach**2)
+        put(2, 3, coefficient * share * (exponent * log_reach - 1) / reach)
+        put(3, 3, coefficient * share * log_reach**2)
+        return extra
+
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {name: float(np.mean(points[name])) for name in self.logged}
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = np.array(theta, dtype=np.float64)
+        centre = centres[self.variables[0]]
+        with np.errstate(over="ignore"):
+            params[..., 0] *= np.exp(log_scale)
+            params[..., 1] *= np.exp(log_scale + params[..., 3] * centre)
+            params[..., 2] *= np.exp(centre)
+        return params
+
+    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
+
+
+class RectifiedLaw(_ShiftedPowerLaw):
     """The data law with a shift inside the power: `L = E_at_N + B/(D0 + D)^beta`.
 
     D0 is what the model knew before, in tokens (a pre-trained model that is fine-tuned, a warm start); with D0 = 0 it
@@ -529,58 +676,31 @@ class RectifiedLaw(Law):
     variables = ("D",)
     constant = "E_at_N"
     linear = ("E_at_N", "B")
+    may_be_zero = ("D0",)
     bounds: ClassVar = {
         "E_at_N": (0.0, np.inf), "B": (0.0, np.inf), "D0": (0.0, np.inf), "beta": EXPONENT_BOUNDS,
     }  # fmt: skip
-    may_be_zero = ("D0",)
-    rescales = True
 
-    def max_moves(self) -> np.ndarray:
-        return np.array([np.inf, np.inf, np.inf, 0.5])
+    def rivals(self) -> tuple[Law, ...]:
+        return (DataLaw(),)
 
-    def grid(self) -> Mapping[str, np.ndarray]:
-        return {"D0": np.array([0.0, *np.geomspace(1e-3, 1e2, 16)]), "beta": np.geomspace(0.02, 2.0, 18)}
 
-    def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        constant, B, shift, beta = (self._spread(theta, name) for name in self.parameters)
-        reach = shift + np.exp(points["D"])
-        share = np.exp(-beta * np.log(reach))
-        jacobian = np.stack(
-            [np.ones_like(share), share, -B * beta * share / reach, -B * share * np.log(reach)], axis=-2
-        )
-        return constant + B * share, jacobian
+class RectifiedModelLaw(_ShiftedPowerLaw):
+    """The model law with a shift inside the power: `L = E_at_D + A/(N0 + N)^alpha`; a rival to `ModelLaw`."""
 
-    def curvature(
-        self, theta: np.ndarray, points: Mapping[str, np.ndarray], jacobian: np.ndarray, pull: np.ndarray
-    ) -> np.ndarray:
-        _, B, shift, beta = (self._spread(theta, name) for name in self.parameters)
-        reach = shift + np.exp(points["D"])
-        share, log_reach = jacobian[:, 1], np.log(reach)
-        extra = np.zeros((len(theta), 4, 4))
+    name = "rectified_model"
+    formula = "L = E_at_D + A/(N0 + N)^alpha"
+    parameters = ("E_at_D", "A", "N0", "alpha")
+    variables = ("N",)
+    constant = "E_at_D"
+    linear = ("E_at_D", "A")
+    may_be_zero = ("N0",)
+    bounds: ClassVar = {
+        "E_at_D": (0.0, np.inf), "A": (0.0, np.inf), "N0": (0.0, np.inf), "alpha": EXPONENT_BOUNDS,
+    }  # fmt: skip
 
-        def put(i: int, j: int, second: np.ndarray) -> None:
-            extra[:, i, j] = extra[:, j, i] = (pull * second).sum(axis=-1)
-
-        put(1, 2, -beta * share / reach)
-        put(1, 3, -share * log_reach)
-        put(2, 2, B * beta * (beta + 1) * share / reach**2)
-        put(2, 3, B * share * (beta * log_reach - 1) / reach)
-        put(3, 3, B * share * log_reach**2)
-        return extra
-
-    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return {"D": float(np.mean(points["D"]))}
-
-    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        params = np.array(theta, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            params[..., 0] *= np.exp(log_scale)
-            params[..., 1] *= np.exp(log_scale + params[..., 3] * centres["D"])
-            params[..., 2] *= np.exp(centres["D"])
-        return params
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, {"D": -centres["D"]}, -log_scale)
+    def rivals(self) -> tuple[Law, ...]:
+        return (ModelLaw(),)
 
 
 def _default_nodes(low: float, high: float) -> np.ndarray:

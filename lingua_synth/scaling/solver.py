@@ -409,6 +409,8 @@ class _Sums:
             inverse = 1 / predicted
         # A law that predicts 0 somewhere has an infinite objective; no step is ever taken there.
         alive = np.isfinite(residual).all(axis=-1)
+        if not law.terms:
+            alive &= np.isfinite(jacobian).all(axis=(-1, -2))
         residual = np.where(alive[:, None], residual, 0.0)
         inverse = np.where(alive[:, None], inverse, 0.0)
         if not alive.all():
