@@ -39,6 +39,8 @@ from lingua_synth.scaling.laws import (
     TiedLaw,
 )
 from lingua_synth.scaling.mixture_law import LogQuadraticLaw, MixingLaw, MixtureLaw, SourcesLaw
+from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
+from lingua_synth.scaling.ranking import PairDifference, Ranking
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
@@ -65,13 +67,17 @@ __all__ = [
     "LogQuadraticLaw",
     "MixingLaw",
     "MixtureFit",
+    "MixtureFits",
     "MixtureLaw",
     "ModelLaw",
     "NextRuns",
     "OffsetKaplanLaw",
     "OverfitLaw",
+    "PairDifference",
     "PairedBootstrap",
+    "PooledFit",
     "PowerLaw",
+    "Ranking",
     "RectifiedLaw",
     "RectifiedModelLaw",
     "RepetitionLaw",
@@ -89,6 +95,7 @@ __all__ = [
     "crossing",
     "expected_errors",
     "fit",
+    "fit_mixtures",
     "fit_study",
     "holdout",
     "influence",
