@@ -11,6 +11,7 @@
 
 from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
 from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
+from lingua_synth.scaling.coverage import CoverageReport, simulate_coverage, simulate_paired_coverage
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.function_law import FunctionLaw
@@ -40,6 +41,7 @@ from lingua_synth.scaling.laws import (
 )
 from lingua_synth.scaling.mixture_law import LogQuadraticLaw, MixingLaw, MixtureLaw, SourcesLaw
 from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
+from lingua_synth.scaling.prediction import PredictionInterval, prediction_interval, rolling_errors
 from lingua_synth.scaling.ranking import PairDifference, Ranking
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
@@ -52,6 +54,7 @@ __all__ = [
     "BestRatio",
     "Bootstrap",
     "Cleaned",
+    "CoverageReport",
     "CrossedLaw",
     "DataLaw",
     "Design",
@@ -77,6 +80,7 @@ __all__ = [
     "PairedBootstrap",
     "PooledFit",
     "PowerLaw",
+    "PredictionInterval",
     "Ranking",
     "RectifiedLaw",
     "RectifiedModelLaw",
@@ -103,8 +107,12 @@ __all__ = [
     "load_runs",
     "next_runs",
     "paired_bootstrap",
+    "prediction_interval",
     "profile_intervals",
     "reml_intervals",
+    "rolling_errors",
+    "simulate_coverage",
+    "simulate_paired_coverage",
     "simulate_study",
     "speedup",
     "wald_intervals",
