@@ -23,12 +23,13 @@ def reasons(entry: MixtureFit | None) -> str:
 
 
 def estimate(entry: MixtureFit, name: str) -> tuple[float, float, float]:
-    """(value, low, high) of a parameter of an identifiable fit; the limits are NaN without a bootstrap."""
+    """(value, low, high) of a parameter of an identifiable fit; the limits are NaN without an interval."""
     fit = identified(entry)
     assert fit is not None, "only identifiable fits have numbers to show"
-    if entry.bootstrap is None:
-        return float(fit.params[name]), math.nan, math.nan
-    low, high = entry.bootstrap.interval(name, LEVEL)
+    low, high = entry.interval(name)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        # An end that the runs do not show is no number to draw or print.
+        low = high = math.nan
     return float(fit.params[name]), float(low), float(high)
 
 

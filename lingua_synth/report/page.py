@@ -311,7 +311,7 @@ def _laws(runs: Runs, fits: StudyFits | None, target: str, base: str | None) -> 
         Picture(
             "irreducible_loss",
             figures.irreducible_loss(runs, fits, base=base),
-            "Irreducible loss E of the joint law per mixture with 95 % bootstrap intervals. Intervals that overlap are "
+            "Irreducible loss E of the joint law per mixture with 95 % intervals. Intervals that overlap are "
             "no evidence of a difference."
             if any(entry.identifiable for entry in fits.joint.values())
             else "Irreducible loss E of the joint law per mixture: identifiable for none, so no number is drawn.",

@@ -42,7 +42,7 @@ def fits_section(runs: Runs, fits: StudyFits | None) -> Section:
     if fits is None:
         return Section("Fits", ["No scaling law was fitted to this table."])
     body: list[Block] = [
-        "Every fit, with 95 % bootstrap intervals in brackets. Spread is the root mean square of the relative "
+        "Every fit, with 95 % intervals in brackets. Spread is the root mean square of the relative "
         "residuals. Numbers are shown for identifiable fits only; the reasons stand where they would."
     ]
     joint = [((m,), fits.joint[m]) for m in runs.mixtures if m in fits.joint]

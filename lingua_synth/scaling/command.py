@@ -31,7 +31,7 @@ class TableArgs:
     n_definition: str = "non_embedding"
     """Which count of parameters is N: non_embedding, lingua or total."""
     bootstraps: int = 1000
-    """Resamples behind the 95 % intervals of each identifiable fit; 0 draws none."""
+    """Resamples of each identifiable fit, behind bands; 0: none, and no intervals."""
     seed: int = 0
     """Seed of the resamples."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -65,7 +65,9 @@ class FitArgs(TableArgs):
     objective: str = "huber"
     """What is minimized over log residuals: huber, lad or mse."""
     unit: str = ""
-    """Column whose groups share an error, e.g. size: whole groups are resampled for the law in both."""
+    """Column whose groups share an error in the law in both, e.g. size: intervals count groups where they must."""
+    interval: str = "auto"
+    """Method of the 95 % intervals: auto, profile, wald, reml, or bootstrap (percentiles)."""
     figures: bool = True
     """Draw the law in both per mixture, where matplotlib is installed."""
 
@@ -90,6 +92,7 @@ def main(argv: Sequence[str]) -> int | None:
         joint_law=law,
         objective=args.objective,
         unit=args.unit or None,
+        interval=args.interval,
     )
     out = Path(args.out)
     write_json(out / FITS_JSON, fits.to_dict() | {"cleaning": cleaned.to_dict() if cleaned is not None else None})

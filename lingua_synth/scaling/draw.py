@@ -65,8 +65,8 @@ def constants(entries: Mapping[str, MixtureFit], name: str = "E", ax: Any = None
             )
             continue
         value = entry.fit.params[name]
-        if entry.bootstrap is not None:
-            low, high = entry.bootstrap.interval(name)
+        low, high = entry.interval(name)
+        if np.isfinite(low) and np.isfinite(high):
             ax.plot([low, high], [row, row], "-", lw=2, color=_HUE, alpha=0.5, solid_capstyle="round")
         ax.plot([value], [row], "o", ms=6, color=_HUE, mec=_SURFACE)
     ax.set_yticks(range(len(entries)), list(entries))

@@ -6,7 +6,9 @@ says in words why there is no fit. All fits share one seed, so mixtures trained 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from lingua_synth.scaling.fit import ScalingFit, fit
+from lingua_synth.scaling.intervals import Intervals, intervals
 from lingua_synth.scaling.laws import DataLaw, JointLaw, Law, ModelLaw
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
 LEVEL = 0.95
+INTERVALS = ("auto", "profile", "wald", "reml", "bootstrap")
 MAX_REFUSALS = 3
 """Sizes or budgets of a mixture with too few runs that are printed one by one; a table whose budgets all differ has
 hundreds."""
@@ -34,6 +38,8 @@ class MixtureFit:
     """None where the fit is not identifiable (its intervals would be numbers about nothing) or none was asked for."""
     refusal: str | None = None
     """Why the fit could not even start."""
+    intervals: Intervals | None = None
+    """None as for `bootstrap`, and where the intervals are percentiles of the bootstrap."""
 
     @property
     def identifiable(self) -> bool:
@@ -45,6 +51,13 @@ class MixtureFit:
         """Why not, in sentences; empty when identifiable."""
         return [self.refusal] if self.refusal is not None else list(self.fit.reasons) if self.fit is not None else []
 
+    def interval(self, name: str) -> tuple[float, float]:
+        """The 95 % interval of the parameter `name` that is to be shown; NaN where there is none. An end that the runs
+        do not show is infinite, or 0 for a coefficient."""
+        if self.intervals is not None:
+            return self.intervals.interval(name)
+        return self.bootstrap.interval(name, LEVEL) if self.bootstrap is not None else (math.nan, math.nan)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -53,6 +66,7 @@ class MixtureFit:
             "refusal": self.refusal,
             "fit": self.fit.to_dict() if self.fit is not None else None,
             "bootstrap": self.bootstrap.to_dict() if self.bootstrap is not None else None,
+            "intervals": self.intervals.to_dict() if self.intervals is not None else None,
         }
 
 
@@ -75,7 +89,9 @@ class StudyFits:
     """The law in both N and D."""
     objective: str = "huber"
     unit: str | None = None
-    """Column whose groups were resampled whole; None: runs were."""
+    """Column whose groups share an error in the joint law; None: runs err independently, unless they show otherwise."""
+    interval: str = "auto"
+    """Method of the intervals: one of `INTERVALS`."""
 
     def entries(self) -> Iterator[tuple[Law, str, str | None, float | None, MixtureFit]]:
         """(law, mixture, size or None, tokens or None, entry) of every fit: joint, then data, then model laws."""
@@ -113,7 +129,7 @@ class StudyFits:
                 rows.append(head | {"parameter": None, "value": None, "low": None, "high": None} | tail)
                 continue
             for name, value in entry.fit.params.items():
-                low, high = entry.bootstrap.interval(name, LEVEL) if entry.bootstrap is not None else (None, None)
+                low, high = (None if math.isnan(end) else end for end in entry.interval(name))
                 rows.append(head | {"parameter": name, "value": value, "low": low, "high": high} | tail)
         return rows
 
@@ -130,6 +146,7 @@ class StudyFits:
                 "joint_law": self.joint_law.name,
                 "objective": self.objective,
                 "unit": self.unit,
+                "interval": self.interval,
                 "joint": {mixture: entry.to_dict() for mixture, entry in self.joint.items()},
                 "data": {
                     mixture: {size: entry.to_dict() for size, entry in by_size.items()}
@@ -143,8 +160,8 @@ class StudyFits:
         )
 
     def __str__(self) -> str:
-        drawn = f", whole groups of one {self.unit} resampled" if self.unit else ""
-        lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets{drawn}"]
+        shared = f"; the runs of one {self.unit} share an error" if self.unit else ""
+        lines = [f"target {self.target}, N: {self.n_definition}, {round(100 * LEVEL)} % intervals in brackets{shared}"]
         before: str | None = None
         for law, mixture, entries in self._blocks():
             if law.name != before:
@@ -172,15 +189,18 @@ def fit_study(
     joint_law: Law | None = None,
     objective: str = "huber",
     unit: str | None = None,
+    interval: str = "auto",
 ) -> StudyFits:
     """Fit every mixture of a runs table: data laws per size, model laws per budget, the joint law over all runs.
 
-    `joint_law` is any law in N and D (default: `JointLaw`), `objective` as in `fit`. Identifiable fits get
-    `num_bootstraps` resamples (0: none); with `unit`, the name of a column such as "size", the joint law's resamples
-    draw whole groups of it, for errors that a group shares. A fit with fewer runs than parameters becomes a
-    `MixtureFit` with a `refusal`; nothing else is left out.
+    `joint_law` is any law in N and D (default: `JointLaw`), `objective` as in `fit`. Identifiable fits get 95 %
+    intervals by the method `interval`, as `intervals` names them; "auto" takes what the runs call for, and standard
+    errors for the laws in one variable; "bootstrap" takes percentiles. They also get `num_bootstraps` resamples, for
+    bands of curves; 0: neither these nor intervals. `unit`, the name of a column such as "size": its groups share an
+    error in the joint law. A fit with fewer runs than parameters becomes a `MixtureFit` with a `refusal`; nothing else
+    is left out.
     ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
-    resamples, a law that is not in N and D.
+    resamples, a law that is not in N and D, a method that is none or that takes no unit.
     """
     law_of_both = joint_law if joint_law is not None else JointLaw()
     if set(law_of_both.variables) != {"N", "D"}:
@@ -189,6 +209,10 @@ def fit_study(
         raise ValueError("the runs table is empty; there is nothing to fit")
     if num_bootstraps < 0 or num_bootstraps == 1:
         raise ValueError(f"num_bootstraps is a number of resamples, 0 or at least 2; got {num_bootstraps}")
+    if interval not in INTERVALS:
+        raise ValueError(f"interval is one of {', '.join(INTERVALS)}; got {interval!r}")
+    if unit is not None and interval in ("profile", "wald"):
+        raise ValueError(f"interval {interval!r} takes every run as independent; with unit={unit!r} use auto or reml")
     N, D, loss = runs.N(n_definition), runs["tokens"], runs[target]
     _check_values(runs, {"tokens": D, f"N ({n_definition})": N, target: loss})
     mixtures, sizes = runs["mixture"], runs["size"]
@@ -208,17 +232,25 @@ def fit_study(
         )
         if not (num_bootstraps and fitted.identifiable):
             return MixtureFit(fit=fitted)
+        shared = groups[rows] if groups is not None and law is law_of_both else None
         try:
-            drawn = groups[rows] if groups is not None and law is law_of_both else None
-            resampled = bootstrap(fitted, n=num_bootstraps, seed=seed, unit=drawn)
-        except ValueError as error:  # too few different runs in most resamples
+            resampled = bootstrap(fitted, n=num_bootstraps, seed=seed, unit=shared)
+            found = _intervals(fitted, interval, shared, law is law_of_both)
+        except ValueError as error:  # too few different runs in most resamples, or no more runs than parameters
             fitted.warnings.append(f"no interval: {error}")
             return MixtureFit(fit=fitted)
-        if resampled.interval(law.constant, LEVEL)[0] <= 0:
+        done = MixtureFit(fit=fitted, bootstrap=resampled, intervals=found)
+        if law.constant and done.interval(law.constant)[0] <= 0:
             fitted.warnings.append(
-                f"the interval of {law.constant} reaches 0: some resamples show no level it tends to"
+                f"the interval of {law.constant} reaches 0: the runs need not show a level they tend to"
             )
-        return MixtureFit(fit=fitted, bootstrap=resampled)
+        outside = [name for name, value in fitted.params.items() if not _holds(done.interval(name), value)]
+        if outside:
+            fitted.warnings.append(
+                f"the interval of {', '.join(outside)} does not hold the fit: it is of generalized least squares, for "
+                "errors that runs share, and a few runs move that far from the fit"
+            )
+        return done
 
     data: dict[str, dict[str, MixtureFit]] = {}
     model: dict[str, dict[float, MixtureFit]] = {}
@@ -229,7 +261,30 @@ def fit_study(
         data[mixture] = {str(s): entry(DataLaw(), mine & (sizes == s)) for s in in_order if s in present}
         model[mixture] = {float(d): entry(ModelLaw(), mine & (d == D)) for d in np.unique(D[mine])}
         joint[mixture] = entry(law_of_both, mine)
-    return StudyFits(target, n_definition, data, model, joint, num_bootstraps, seed, law_of_both, objective, unit)
+    return StudyFits(
+        target, n_definition, data, model, joint, num_bootstraps, seed, law_of_both, objective, unit, interval
+    )
+
+
+def _intervals(fitted: ScalingFit, method: str, shared: np.ndarray | None, both: bool) -> Intervals | None:
+    """By `method`; for a law in one variable, whose runs have no groups, by standard errors if it leaves the choice."""
+    if method == "bootstrap":
+        return None
+    # A trial step of a search may leave the range of floats; it is not taken.
+    with np.errstate(all="ignore"):
+        if both or method not in ("auto", "reml"):
+            return intervals(fitted, method, LEVEL, shared)
+        found = intervals(fitted, "wald", LEVEL)
+        if np.isnan([found.interval(name) for name in found.parameters]).any():
+            return dataclasses.replace(intervals(fitted, "profile", LEVEL), why="the fit sits on a bound")
+        return dataclasses.replace(
+            found, why="a law in one variable: in simulations of 6 runs they hold as they should"
+        )
+
+
+def _holds(interval: tuple[float, float], value: float) -> bool:
+    """False where there is an interval and the value lies outside."""
+    return not (value < interval[0] or value > interval[1])
 
 
 def _check_values(runs: Runs, columns: dict[str, np.ndarray]) -> None:
@@ -251,8 +306,13 @@ def _summary(entry: MixtureFit) -> str:
     parts = []
     for name, value in entry.fit.params.items():
         shown = f"{name} {value:.4g}"
-        if entry.bootstrap is not None:
-            low, high = entry.bootstrap.interval(name, LEVEL)
+        low, high = entry.interval(name)
+        if not math.isnan(low + high):
             shown += f" [{low:.4g}, {high:.4g}]"
         parts.append(shown)
-    return f"{'  '.join(parts)}  ({entry.fit.num_points} runs, rms {100 * entry.fit.rms_residual:.2g} %)"
+    by = (
+        f"; by groups: {entry.intervals.why}"
+        if entry.intervals is not None and entry.intervals.method == "reml"
+        else ""
+    )
+    return f"{'  '.join(parts)}  ({entry.fit.num_points} runs, rms {100 * entry.fit.rms_residual:.2g} %{by})"

@@ -70,7 +70,7 @@ def test_groups_are_resampled_whole():
     fits = fit_study(runs.select(mixture="natural"), num_bootstraps=50, unit="size")
     entry = fits.joint["natural"]
     assert (entry.bootstrap is None) == any("no interval" in w for w in entry.fit.warnings)
-    assert "whole groups of one size resampled" in str(fits)
+    assert "the runs of one size share an error" in str(fits)
     with pytest.raises(ValueError, match="joint_law must be a law in N and D; data is in"):
         fit_study(runs, joint_law=fits.data["natural"]["nano-27k"].fit.law)
 

@@ -5,6 +5,7 @@ choice of identifiable or not is the test's. Real fits are exercised in test_rep
 """
 
 import csv
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,6 +129,9 @@ class Entry:
     refusal: str | None = None
     identifiable: bool = True
     reasons: list = field(default_factory=list)
+
+    def interval(self, name):
+        return self.bootstrap.interval(name) if self.bootstrap is not None else (math.nan, math.nan)
 
 
 @dataclass

@@ -112,11 +112,11 @@ def test_a_study_of_two_sizes_gives_no_joint_interval():
 
 def test_an_interval_that_reaches_zero_is_noted():
     runs, _ = simulate_study("nano", noise=0.006, seed=0)
-    fits = fit_study(runs.select(mixture="natural"), num_bootstraps=100)
+    fits = fit_study(runs.select(mixture="natural"), num_bootstraps=100, interval="bootstrap")
     noted = 0
     for law, _, _, _, entry in fits.entries():
         if entry.bootstrap is not None:
-            reaches = entry.bootstrap.interval(law.constant)[0] <= 0
+            reaches = entry.interval(law.constant)[0] <= 0
             assert reaches == any("reaches 0" in warning for warning in entry.fit.warnings)
             noted += reaches
     assert noted > 0
@@ -173,7 +173,7 @@ def test_fit_writes_full_precision_and_prints_the_table(tmp_path, capsys):
     first = table[0]
     assert (first["law"], first["mixture"], first["parameter"]) == ("joint", "natural", "E")
     assert float(first["value"]) == expected.joint["natural"].fit.params["E"]
-    assert (float(first["low"]), float(first["high"])) == expected.joint["natural"].bootstrap.interval("E")
+    assert (float(first["low"]), float(first["high"])) == expected.joint["natural"].interval("E")
     assert abs(float(first["value"]) - truth["natural"]["E"]) < 0.1
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figures", "fits.csv", "fits.json"]
 
