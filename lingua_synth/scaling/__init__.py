@@ -10,7 +10,7 @@
 """
 
 from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
-from lingua_synth.scaling.compare import BestRatio, Speedup, best_ratio, crossing, speedup
+from lingua_synth.scaling.compare import Speedup, crossing, speedup
 from lingua_synth.scaling.coverage import CoverageReport, simulate_coverage, simulate_paired_coverage
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
@@ -43,6 +43,7 @@ from lingua_synth.scaling.mixture_law import LogQuadraticLaw, MixingLaw, Mixture
 from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
 from lingua_synth.scaling.prediction import PredictionInterval, prediction_interval, rolling_errors
 from lingua_synth.scaling.ranking import PairDifference, Ranking
+from lingua_synth.scaling.ratio import BestRatio, CellRatio, best_ratio, best_ratio_in_cell
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
@@ -53,6 +54,7 @@ from lingua_synth.scaling.validation import Holdout, holdout
 __all__ = [
     "BestRatio",
     "Bootstrap",
+    "CellRatio",
     "Cleaned",
     "CoverageReport",
     "CrossedLaw",
@@ -93,6 +95,7 @@ __all__ = [
     "Term",
     "TiedLaw",
     "best_ratio",
+    "best_ratio_in_cell",
     "bootstrap",
     "bootstrap_intervals",
     "clean",

@@ -1,7 +1,7 @@
-"""Comparing mixtures through their fitted laws: speed-up at equal loss, crossing points, the best ratio.
+"""Comparing mixtures through their fitted laws: speed-up at equal loss, crossing points.
 
 Every answer says where it ends: a loss the base can never reach is `beyond_reach`, a budget beyond the base's runs is
-marked, a best ratio on the edge of the grid is called that.
+marked. The best ratio is in `ratio.py`.
 """
 
 from __future__ import annotations
@@ -172,90 +172,3 @@ def _pair_warnings(fits: dict[str, ScalingFit]) -> list[str]:
         for name, fit in fits.items()
         if not fit.identifiable
     ]
-
-
-# --- the best ratio ---
-
-
-@dataclass(frozen=True, eq=False)
-class BestRatio:
-    """Where a quadratic through loss against ratio is lowest, beside the lowest point of the grid."""
-
-    ratio: float
-    """Of the quadratic's minimum within the grid's range."""
-    loss: float
-    """The quadratic there."""
-    grid_ratio: float
-    """Of the lowest mean loss measured; the smaller of equals."""
-    grid_loss: float
-    at_edge: bool
-    """The quadratic's minimum lies on or beyond the first or last ratio, so the true one may lie outside the grid."""
-    grid_at_edge: bool
-    """The lowest measured ratio is the first or the last."""
-    coefficients: tuple[float, float, float]
-    """loss = c0 + c1 ratio + c2 ratio^2."""
-    num_ratios: int
-    """Different ratios; with 3 the quadratic passes through their means and its residuals say nothing."""
-    rms_residual: float
-    """Root mean square of measured minus quadratic, in the unit of the loss."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return record(dict(self.__dict__))
-
-    def __str__(self) -> str:
-        edge = ", at the edge of the grid: the best ratio may lie beyond" if self.at_edge else ""
-        grid_edge = " (at the edge)" if self.grid_at_edge else ""
-        return (
-            f"best ratio {self.ratio:.3g} (quadratic, loss {self.loss:.5g}{edge}); "
-            f"lowest of {self.num_ratios} measured: {self.grid_ratio:.3g}{grid_edge}, loss {self.grid_loss:.5g}"
-        )
-
-
-def best_ratio(ratio: ArrayLike, loss: ArrayLike) -> BestRatio:
-    """The ratio of lowest loss at one size and budget, by least squares of a quadratic in the ratio.
-
-    One entry a run; seeds of one ratio may repeat. The loss is flat near its minimum, so the quadratic uses all runs
-    where the lowest grid point follows the noise of one. Where the quadratic has no minimum inside the grid, `ratio`
-    is the better end of it and `at_edge` is True. ValueError for fewer than 3 different ratios, ratios outside [0, 1],
-    losses that are not positive.
-    """
-    loss = _positive(loss, "loss")
-    try:
-        ratio = np.asarray(ratio, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"ratio must be numbers, got {ratio!r}") from None
-    if ratio.ndim != 1 or ratio.shape != loss.shape:
-        raise ValueError(f"ratio and loss hold one value a run each; got shapes {ratio.shape} and {loss.shape}")
-    if not ((ratio >= 0) & (ratio <= 1)).all():
-        raise ValueError(f"a ratio is a share in [0, 1]; got {ratio[~((ratio >= 0) & (ratio <= 1))][0]}")
-    grid = np.unique(ratio)
-    if len(grid) < 3:
-        raise ValueError(f"a best ratio takes at least 3 different ratios; got {grid.tolist()}")
-    order = np.lexsort((loss, ratio))  # the same sums for any order of rows
-    ratio, loss = ratio[order], loss[order]
-    means = np.array([loss[ratio == value].mean() for value in grid])
-    centre, width = (grid[0] + grid[-1]) / 2, (grid[-1] - grid[0]) / 2
-    scaled = (ratio - centre) / width
-    design = np.stack([np.ones_like(scaled), scaled, scaled**2], axis=-1)
-    (c0, c1, c2), *_ = np.linalg.lstsq(design, loss, rcond=None)
-    vertex = -c1 / (2 * c2) if c2 > 0 else np.inf
-    at_edge = not -1 < vertex < 1
-    ends = np.array([-1.0, 1.0])
-    best = float(ends[np.argmin(c0 + c1 * ends + c2 * ends**2)]) if at_edge else float(vertex)
-    lowest = int(np.argmin(means))
-    return BestRatio(
-        ratio=float(np.clip(centre + width * best, grid[0], grid[-1])),
-        loss=float(c0 + c1 * best + c2 * best**2),
-        grid_ratio=float(grid[lowest]),
-        grid_loss=float(means[lowest]),
-        at_edge=bool(at_edge),
-        grid_at_edge=lowest in (0, len(grid) - 1),
-        coefficients=(
-            float(c0 - c1 * centre / width + c2 * centre**2 / width**2),
-            float(c1 / width - 2 * c2 * centre / width**2),
-            float(c2 / width**2),
-        ),
-        num_ratios=len(grid),
-        rms_residual=float(np.sqrt(np.mean((design @ np.array([c0, c1, c2]) - loss) ** 2))),
-    )

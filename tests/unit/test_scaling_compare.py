@@ -8,7 +8,7 @@ from lingua_synth.scaling import (
     InteractionLaw,
     JointLaw,
     ModelLaw,
-    best_ratio,
+    best_ratio_in_cell,
     crossing,
     fit,
     holdout,
@@ -148,14 +148,14 @@ def test_joint_laws_cross_where_the_data_laws_at_that_size_do():
 
 def test_a_quadratic_s_minimum_is_found_exactly_whatever_the_grid():
     ratio = np.array([0.0, 0.1, 0.33, 0.67, 1.0])
-    result = best_ratio(ratio, 3 + 0.2 * (ratio - 0.3) ** 2)
+    result = best_ratio_in_cell(ratio, 3 + 0.2 * (ratio - 0.3) ** 2)
     assert result.ratio == pytest.approx(0.3, rel=1e-12)
     assert result.loss == pytest.approx(3, rel=1e-14)
     assert result.coefficients == pytest.approx((3.018, -0.12, 0.2), rel=1e-12)
     assert result.rms_residual < 1e-14
     assert (result.grid_ratio, result.at_edge, result.grid_at_edge) == (0.33, False, False)
     order = [3, 0, 4, 2, 1]
-    assert best_ratio(ratio[order], (3 + 0.2 * (ratio - 0.3) ** 2)[order]) .ratio == result.ratio  # fmt: skip
+    assert best_ratio_in_cell(ratio[order], (3 + 0.2 * (ratio - 0.3) ** 2)[order]) .ratio == result.ratio  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_quadratic_s_minimum_is_found_exactly_whatever_the_grid():
 )
 def test_a_minimum_beyond_the_grid_is_called_that(vertex, bend, ratio):
     grid = np.array([0.0, 0.2, 0.4, 0.6, 0.8])
-    result = best_ratio(grid, 3 + bend * (grid - vertex) ** 2)
+    result = best_ratio_in_cell(grid, 3 + bend * (grid - vertex) ** 2)
     assert result.at_edge
     assert result.grid_at_edge
     assert result.ratio == result.grid_ratio == ratio
@@ -173,7 +173,7 @@ def test_a_minimum_beyond_the_grid_is_called_that(vertex, bend, ratio):
 
 def test_seeds_of_one_ratio_are_averaged_on_the_grid():
     ratio = np.repeat([0.0, 0.5, 1.0], 2)
-    result = best_ratio(ratio, [3.2, 3.0, 2.9, 3.1, 2.8, 3.4])
+    result = best_ratio_in_cell(ratio, [3.2, 3.0, 2.9, 3.1, 2.8, 3.4])
     assert result.num_ratios == 3
     assert result.grid_ratio == 0.5
     assert result.grid_loss == pytest.approx(3.0)
@@ -182,15 +182,15 @@ def test_seeds_of_one_ratio_are_averaged_on_the_grid():
 
 def test_what_has_no_best_ratio():
     with pytest.raises(ValueError, match=r"at least 3 different ratios; got \[0.0, 1.0\]"):
-        best_ratio([0, 1, 1], [3.0, 3.1, 3.2])
+        best_ratio_in_cell([0, 1, 1], [3.0, 3.1, 3.2])
     with pytest.raises(ValueError, match=r"share in \[0, 1\]; got 33"):
-        best_ratio([0, 33, 100], [3.0, 3.1, 3.2])
+        best_ratio_in_cell([0, 33, 100], [3.0, 3.1, 3.2])
     with pytest.raises(ValueError, match=r"share in \[0, 1\]; got nan"):
-        best_ratio([0, np.nan, 1], [3.0, 3.1, 3.2])
+        best_ratio_in_cell([0, np.nan, 1], [3.0, 3.1, 3.2])
     with pytest.raises(ValueError, match="shapes"):
-        best_ratio([0, 0.5, 1], [3.0, 3.1])
+        best_ratio_in_cell([0, 0.5, 1], [3.0, 3.1])
     with pytest.raises(ValueError, match="loss must be positive"):
-        best_ratio([0, 0.5, 1], [3.0, 3.1, np.nan])
+        best_ratio_in_cell([0, 0.5, 1], [3.0, 3.1, np.nan])
 
 
 # --- held-out runs ---
