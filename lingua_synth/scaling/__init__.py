@@ -10,7 +10,7 @@
 """
 
 from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
-from lingua_synth.scaling.compare import Speedup, crossing, speedup
+from lingua_synth.scaling.compare import Crossing, Crossings, Speedup, crossing, crossing_intervals, speedup
 from lingua_synth.scaling.coverage import CoverageReport, simulate_coverage, simulate_paired_coverage
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
@@ -58,6 +58,8 @@ __all__ = [
     "Cleaned",
     "CoverageReport",
     "CrossedLaw",
+    "Crossing",
+    "Crossings",
     "DataLaw",
     "Design",
     "Dropped",
@@ -100,6 +102,7 @@ __all__ = [
     "bootstrap_intervals",
     "clean",
     "crossing",
+    "crossing_intervals",
     "expected_errors",
     "fit",
     "fit_mixtures",
