@@ -68,6 +68,9 @@ class FitArgs(TableArgs):
     """Column whose groups share an error in the law in both, e.g. size: intervals count groups where they must."""
     interval: str = "auto"
     """Method of the 95 % intervals: auto, profile, wald, reml, or bootstrap (percentiles)."""
+    share: str = "partial"
+    """Two or more mixtures are fitted together and ranked too, their exponents pooled as far as the runs ask (partial),
+    the same (exponents) or each its own (none); empty: not at all."""
     figures: bool = True
     """Draw the law in both per mixture, where matplotlib is installed."""
 
@@ -93,6 +96,7 @@ def main(argv: Sequence[str]) -> int | None:
         objective=args.objective,
         unit=args.unit or None,
         interval=args.interval,
+        share=args.share,
     )
     out = Path(args.out)
     write_json(out / FITS_JSON, fits.to_dict() | {"cleaning": cleaned.to_dict() if cleaned is not None else None})

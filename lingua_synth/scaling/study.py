@@ -18,11 +18,14 @@ import numpy as np
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.intervals import Intervals, intervals
 from lingua_synth.scaling.laws import DataLaw, JointLaw, Law, ModelLaw
+from lingua_synth.scaling.pooled import MixtureFits, fit_mixtures
+from lingua_synth.scaling.ranking import Ranking
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
 LEVEL = 0.95
+SHARES = ("partial", "exponents", "none", "")
 INTERVALS = ("auto", "profile", "wald", "reml", "bootstrap")
 MAX_REFUSALS = 3
 """Sizes or budgets of a mixture with too few runs that are printed one by one; a table whose budgets all differ has
@@ -92,6 +95,11 @@ class StudyFits:
     """Column whose groups share an error in the joint law; None: runs err independently, unless they show otherwise."""
     interval: str = "auto"
     """Method of the intervals: one of `INTERVALS`."""
+    pooled: MixtureFits | None = None
+    """The joint laws of all mixtures fitted together; None if that was not asked for, or `not_pooled` says why not."""
+    ranking: Ranking | None = None
+    """Mixtures by the constant of `pooled`, with ties; None where the runs do not determine every law."""
+    not_pooled: str | None = None
 
     def entries(self) -> Iterator[tuple[Law, str, str | None, float | None, MixtureFit]]:
         """(law, mixture, size or None, tokens or None, entry) of every fit: joint, then data, then model laws."""
@@ -147,6 +155,9 @@ class StudyFits:
                 "objective": self.objective,
                 "unit": self.unit,
                 "interval": self.interval,
+                "pooled": self.pooled.to_dict() if self.pooled is not None else None,
+                "ranking": self.ranking.to_dict() if self.ranking is not None else None,
+                "not_pooled": self.not_pooled,
                 "joint": {mixture: entry.to_dict() for mixture, entry in self.joint.items()},
                 "data": {
                     mixture: {size: entry.to_dict() for size, entry in by_size.items()}
@@ -176,6 +187,12 @@ class StudyFits:
                     f"  {mixture}: no fit{refused[0]}, ...,{refused[-1]} ({len(refused)} of {len(entries)}): "
                     f"fewer runs than the {len(law.parameters)} parameters"
                 )
+        if self.pooled is not None:
+            lines += ["", "all mixtures together:", str(self.pooled)]
+        if self.ranking is not None:
+            lines += ["", str(self.ranking)]
+        if self.not_pooled is not None:
+            lines += ["", f"not fitted together: {self.not_pooled}"]
         return "\n".join(lines)
 
 
@@ -190,6 +207,7 @@ def fit_study(
     objective: str = "huber",
     unit: str | None = None,
     interval: str = "auto",
+    share: str = "partial",
 ) -> StudyFits:
     """Fit every mixture of a runs table: data laws per size, model laws per budget, the joint law over all runs.
 
@@ -198,7 +216,8 @@ def fit_study(
     errors for the laws in one variable; "bootstrap" takes percentiles. They also get `num_bootstraps` resamples, for
     bands of curves; 0: neither these nor intervals. `unit`, the name of a column such as "size": its groups share an
     error in the joint law. A fit with fewer runs than parameters becomes a `MixtureFit` with a `refusal`; nothing else
-    is left out.
+    is left out. Two or more mixtures are also fitted together and ranked, as `fit_mixtures` does with this `share`
+    ("none": each by itself, ranked all the same; "": not at all, nor with 0 resamples).
     ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
     resamples, a law that is not in N and D, a method that is none or that takes no unit.
     """
@@ -211,6 +230,8 @@ def fit_study(
         raise ValueError(f"num_bootstraps is a number of resamples, 0 or at least 2; got {num_bootstraps}")
     if interval not in INTERVALS:
         raise ValueError(f"interval is one of {', '.join(INTERVALS)}; got {interval!r}")
+    if share not in SHARES:
+        raise ValueError(f"share is one of {', '.join(filter(None, SHARES))}, or empty; got {share!r}")
     if unit is not None and interval in ("profile", "wald"):
         raise ValueError(f"interval {interval!r} takes every run as independent; with unit={unit!r} use auto or reml")
     N, D, loss = runs.N(n_definition), runs["tokens"], runs[target]
@@ -261,9 +282,39 @@ def fit_study(
         data[mixture] = {str(s): entry(DataLaw(), mine & (sizes == s)) for s in in_order if s in present}
         model[mixture] = {float(d): entry(ModelLaw(), mine & (d == D)) for d in np.unique(D[mine])}
         joint[mixture] = entry(law_of_both, mine)
-    return StudyFits(
+    fits = StudyFits(
         target, n_definition, data, model, joint, num_bootstraps, seed, law_of_both, objective, unit, interval
     )
+    if not (share and num_bootstraps and len(joint) > 1):
+        return fits
+    unidentifiable = [mixture for mixture, one in joint.items() if not one.identifiable]
+    if unidentifiable:
+        why = f"the joint law of {', '.join(unidentifiable)} is not identifiable"
+        return dataclasses.replace(fits, not_pooled=why)
+    try:
+        together = fit_mixtures(
+            law_of_both,
+            N=N,
+            D=D,
+            loss=loss,
+            mixture=mixtures,
+            share=share,
+            paired=_share_cells(mixtures, N, D),
+            seed=runs["seed"] if "seed" in runs.columns else None,
+            objective=objective,
+            n_definition=n_definition,
+        )
+        drawn = together.bootstrap(num_bootstraps, seed) if together.identifiable else None
+    except ValueError as error:
+        return dataclasses.replace(fits, not_pooled=str(error))
+    ranked = together.rank(drawn) if drawn is not None and law_of_both.constant else None
+    return dataclasses.replace(fits, pooled=together, ranking=ranked)
+
+
+def _share_cells(mixtures: np.ndarray, N: np.ndarray, D: np.ndarray) -> bool:
+    """Whether most cells were trained for every mixture, so that what a cell has in common can cancel."""
+    cells = [set(zip(N[mixtures == name], D[mixtures == name], strict=True)) for name in np.unique(mixtures)]
+    return 2 * len(set.intersection(*cells)) > len(set.union(*cells))
 
 
 def _intervals(fitted: ScalingFit, method: str, shared: np.ndarray | None, both: bool) -> Intervals | None:

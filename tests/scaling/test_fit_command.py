@@ -148,3 +148,40 @@ def test_a_table_whose_budgets_all_differ_is_printed_short():
     assert f"a: no fit at size {N.min():.0f}, ..., at size {N.max():.0f} (40 of 40): fewer runs than the 3" in lines[6]
     assert f"at {D.min():.4g} tokens, ..., at {D.max():.4g} tokens (40 of 40)" in lines[9]
     assert len(fits.rows()) == 85 and sum("1 run;" in row["reasons"] for row in fits.rows()) == 80
+
+
+def test_mixtures_are_fitted_together_and_ranked(tmp_path, capsys):
+    runs, truth = simulate_study("mixtures", noise=0.0005, common_noise=0.001, seed=1)
+    chosen = runs.take(np.isin(runs["mixture"], ["natural", "textbook 33%", "questions"]))
+    write_runs(chosen, tmp_path / "runs.csv")
+    words = [f"runs={tmp_path}/runs.csv", f"out={tmp_path}/out", "bootstraps=100", "figures=false"]
+    assert run_command(main, words) == 0
+    printed = capsys.readouterr().out
+    assert "exponents pooled as far as the runs ask; 38 cells, 38 in all" in printed
+    assert "E, lowest first" in printed
+    written = read_json(tmp_path / "out" / "fits.json")
+    assert written["not_pooled"] is None
+    pooled = {name: one["params"]["E"] for name, one in written["pooled"]["mixtures"].items()}
+    alone = {name: one["fit"]["params"]["E"] for name, one in written["joint"].items()}
+    order = sorted(truth[name]["E"] for name in pooled)
+    assert [truth[name]["E"] for name in sorted(pooled, key=pooled.get)] == order
+    # What E leans on, the exponents, is common: differences of E come out closer than from fits apart.
+    gap = truth["questions"]["E"] - truth["natural"]["E"]
+    assert abs(pooled["questions"] - pooled["natural"] - gap) < 0.01
+    assert alone["questions"] != pooled["questions"]
+    assert run_command(main, [*words, "share="]) == 0
+    assert "together" not in capsys.readouterr().out
+    assert run_command(main, [*words, "share=all"]) == 2
+
+
+def test_why_mixtures_are_not_fitted_together_is_said():
+    runs, _ = simulate_study("nano", noise=0.001, seed=2)
+    keep = (runs["mixture"] == "natural") | (runs["size"] == "nano-27k")
+    fits = fit_study(runs.take(keep), num_bootstraps=20)
+    assert fits.pooled is None and fits.ranking is None
+    assert "synthetic is not identifiable" in fits.not_pooled and fits.not_pooled in str(fits)
+    apart = runs.take((runs["mixture"] == "natural") == (runs["tokens"] > 2**21))
+    two = apart.take(np.isin(apart["mixture"], ["natural", "synthetic"]))
+    fits = fit_study(two, num_bootstraps=20)
+    assert (fits.pooled is None) == (fits.not_pooled is not None)
+    assert fits.pooled is None or not fits.pooled.paired
