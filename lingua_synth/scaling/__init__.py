@@ -40,6 +40,7 @@ from lingua_synth.scaling.laws import (
     TiedLaw,
 )
 from lingua_synth.scaling.mixture_law import LogQuadraticLaw, MixingLaw, MixtureLaw, SourcesLaw
+from lingua_synth.scaling.paired import PairedDifferences, paired_differences
 from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
 from lingua_synth.scaling.prediction import PredictionInterval, prediction_interval, rolling_errors
 from lingua_synth.scaling.ranking import PairDifference, Ranking
@@ -82,6 +83,7 @@ __all__ = [
     "OverfitLaw",
     "PairDifference",
     "PairedBootstrap",
+    "PairedDifferences",
     "PooledFit",
     "PowerLaw",
     "PredictionInterval",
@@ -113,6 +115,7 @@ __all__ = [
     "load_runs",
     "next_runs",
     "paired_bootstrap",
+    "paired_differences",
     "prediction_interval",
     "profile_intervals",
     "reml_intervals",

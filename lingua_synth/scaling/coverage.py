@@ -27,6 +27,7 @@ from lingua_synth.scaling.design import _columns, _group_numbers
 from lingua_synth.scaling.fit import _condition_number, _solution_reasons
 from lingua_synth.scaling.intervals import SHARED_P, Ends, wald_ends
 from lingua_synth.scaling.laws import ArrayLike, Law, Params
+from lingua_synth.scaling.paired import difference as first_order_difference
 from lingua_synth.scaling.profile import profile
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.refits import Quantity, Tables, parameter_quantity, prediction_quantities, refit_tables
@@ -34,6 +35,7 @@ from lingua_synth.scaling.uncertainty import _tails
 
 METHODS = ("wald", "profile", "bootstrap", "percentile", "cluster", "reml", "satterthwaite", "auto")
 """Of `simulate_coverage`: "percentile" is the bootstrap's other kind, "satterthwaite" that of REML."""
+PAIRED_METHODS = ("first order", "paired", "percentile", "separate")
 CHUNK = 4_000_000
 """Numbers of resample weights held at once."""
 
@@ -181,6 +183,7 @@ def simulate_paired_coverage(
     tails: float = math.inf,
     size_noise: float = 0.0,
     groups: Sequence[Any] | np.ndarray | None = None,
+    methods: Sequence[str] = PAIRED_METHODS,
     names: Sequence[str] | None = None,
     targets: Mapping[str, ArrayLike] | None = None,
     objective: str = "huber",
@@ -194,11 +197,12 @@ def simulate_paired_coverage(
     """Coverage of intervals of *differences* between two mixtures trained at the same (N, D): `paired_bootstrap`.
 
     As `simulate_coverage`; every cell has an error of `common_noise` that both mixtures share (seed, order of the data,
-    evaluation) and each its own of `noise`. Judged are difference of parameters (of the logarithms of coefficients) and
-    relative difference of losses at `targets`, by "paired" (same draws, standard deviation times t), "paired
-    percentile", and "separate" (draws of their own, as if nothing were shared).
+    evaluation) and each its own of `noise`. Judged are differences of parameters (of the logarithms of coefficients)
+    and of the logarithms of losses at `targets`, by "first order" (`paired_differences`), "paired" (`paired_bootstrap`:
+    the same draws, standard deviation times t), "percentile" (of the same draws), and "separate" (draws of their own,
+    as if nothing were shared).
     """
-    _check((), noise, tails, size_noise, n_sim, num_resamples, objective)
+    _check(methods, noise, tails, size_noise, n_sim, num_resamples, objective, PAIRED_METHODS)
     _tails(level)
     if not (np.isfinite(common_noise) and common_noise >= 0):
         raise ValueError(f"common_noise is a standard deviation of log loss, 0 or more; got {common_noise}")
@@ -216,21 +220,27 @@ def simulate_paired_coverage(
     sound = np.isfinite(fits[0].theta).all(axis=-1) & np.isfinite(fits[1].theta).all(axis=-1)
     one, two = fits[0].rows(sound), fits[1].rows(sound)
     pairs = [_quantities(law, base, names, targets) for base, _ in bases]
-    one_draws = _weights(rng, len(one), num_resamples, len(numbers))
-    apart = _weights(rng, len(one), num_resamples, len(numbers))
-    first = _resampled(one, one_draws)
     rows = []
-    for method, second in (("paired", _resampled(two, one_draws)), ("separate", _resampled(two, apart))):
+    cells = np.arange(len(numbers))
+    first = same = np.zeros(0)
+    if set(methods) - {"first order"}:
+        draws = _weights(rng, len(one), num_resamples, len(numbers))
+        first, same = _resampled(one, draws), _resampled(two, draws)
+    for method in methods:
+        second = same
+        if method == "separate":
+            second = _resampled(two, _weights(rng, len(one), num_resamples, len(numbers)))
         for a, b in zip(*pairs, strict=True):
-            values = _by_resample(a, first) - _by_resample(b, second)
-            point = a.value(one.theta) - b.value(two.theta)
             target = float(a.value(bases[0][0].theta)[0] - b.value(bases[1][0].theta)[0])
-            named = Quantity(a.name, False, a.function)
-            freedom = one.freedom
-            rows.append(_row(method, named, target, *_t_ends(values, point, level, freedom)))
-            if method == "paired":
-                low, high = np.nanquantile(values, _tails(level), axis=1)
-                rows.append(_row("paired percentile", named, target, low, high))
+            if method == "first order":
+                low, high = first_order_difference(one, two, cells, cells, a, b).interval(level)
+            else:
+                values = _by_resample(a, first) - _by_resample(b, second)
+                if method == "percentile":
+                    low, high = np.nanquantile(values, _tails(level), axis=1)
+                else:
+                    low, high = _t_ends(values, a.value(one.theta) - b.value(two.theta), level, one.freedom)
+            rows.append(_row(method, Quantity(a.name, False, a.function), target, low, high))
     words = f"{_in_words(noise, tails, size_noise)}, {100 * common_noise:.3g} % of a cell common to both"
     return CoverageReport(law, tuple(rows), level, n_sim, int((~sound).sum()), words, objective)
 
@@ -438,10 +448,11 @@ def _check(
     n_sim: int,
     num_resamples: int,
     objective: str,
+    known: Sequence[str] = METHODS,
 ) -> None:
-    unknown = [method for method in methods if method not in METHODS]
+    unknown = [method for method in methods if method not in known]
     if unknown:
-        raise ValueError(f"methods are {', '.join(METHODS)}; got {', '.join(map(repr, unknown))}")
+        raise ValueError(f"methods are {', '.join(known)}; got {', '.join(map(repr, unknown))}")
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(size_noise) and size_noise >= 0):
         raise ValueError(
             f"noise is a standard deviation of log loss, positive, size_noise 0 or more; got {noise} and {size_noise}"

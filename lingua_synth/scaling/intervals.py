@@ -35,6 +35,7 @@ from lingua_synth.scaling.refits import (
     function_quantity,
     parameter_quantity,
     prediction_quantities,
+    validate_own_minimum,
 )
 from lingua_synth.scaling.uncertainty import _canonical_groups, _tails, bootstrap, interval_of, unit_labels
 from lingua_synth.scaling.wald import wald as _wald
@@ -127,9 +128,10 @@ def intervals(
     one and take the sizes when there is none. n, seed: resamples of the bootstraps. kind: "percentile" or "t" (default)
     for these, "averaged" (default) or "satterthwaite" for reml.
 
-    Ends never lie outside the bounds of a parameter. An end the runs do not show is infinite (0 for a coefficient),
-    and an interval the method cannot give is NaN; the warnings say so. The order of the runs plays no part. ValueError
-    for a fit with no run more than parameters, an unknown method or kind, and units that cannot be used.
+    Ends never lie outside the bounds of a parameter. An end the runs do not show is infinite (0 for a coefficient), and
+    an interval the method cannot give is NaN; the warnings say so. The order of the runs plays no part. ValueError for
+    a fit with no run more than parameters or that is one part of a joint fit, an unknown method or kind, and units
+    that cannot be used.
     """
     _tails(level)
     if method not in METHODS:
@@ -139,6 +141,7 @@ def intervals(
             f"{fit.num_points} runs for {len(fit.law.parameters)} parameters of {type(fit.law).__name__}: nothing is "
             "left over that shows how runs scatter; an interval takes at least one run more"
         )
+    validate_own_minimum(fit)
     tables = Tables.of(fit)
     facts: dict[str, Any] = {}
     labels, described = _unit(fit, unit, method)
@@ -250,7 +253,7 @@ def size_variable(fit_variables: Mapping[str, np.ndarray]) -> str | None:
 def _unit(fit: ScalingFit, unit: Any, method: str) -> tuple[list[str] | None, str]:
     """Labels per run and their name; None when runs are the unit."""
     if unit is None:
-        if method in ("cluster", "reml") or (method == "auto" and getattr(fit, "unit", "run") == "size"):
+        if method in ("cluster", "reml") or (method == "auto" and fit.unit == "size"):
             name = size_variable(fit.variables)
             if name is None:
                 if method == "auto":
@@ -377,6 +380,8 @@ def _fit_groups(
             f"{len(groups)} groups are no more than the law can absorb: an error they share cannot be told from the "
             "law, and nothing limits how wide an honest interval would be"
         )
+    if fit.weights is not None:
+        warnings.append("weights of runs play no part in errors that groups share: every run counts by its own scatter")
     if fit.objective_name != "mse":
         warnings.append(
             "errors of groups are judged by generalized least squares: the estimates differ from the "

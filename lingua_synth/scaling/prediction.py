@@ -29,6 +29,7 @@ import numpy as np
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import ArrayLike
 from lingua_synth.scaling.records import record
+from lingua_synth.scaling.refits import validate_own_minimum
 from lingua_synth.scaling.uncertainty import _tails
 
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -187,6 +188,8 @@ def rolling_errors(fit: ScalingFit | Predictor) -> RollingErrors:
     Every refit is a fit of its own from a global start, so the order of the runs plays no part. ValueError as for
     `prediction_interval`.
     """
+    if isinstance(fit, ScalingFit):
+        validate_own_minimum(fit)
     columns = {name: np.asarray(values, np.float64) for name, values in fit.variables.items()}
     loss = np.asarray(fit.loss, np.float64)
     logged = tuple(name for name in SIZES if name in columns)

@@ -327,6 +327,25 @@ class Tables:
         return residual, slopes * self.free[:, None, :]
 
 
+def validate_own_minimum(fit: ScalingFit) -> None:
+    """Raise ValueError for a fit whose parameters are not where its own runs have their minimum: one mixture's part of
+    a joint fit. What its runs alone say of its errors is not true of it."""
+    if fit.objective_name == "lad" or not fit.converged:
+        return
+    tables = Tables.of(fit)
+    ends = refit_tables(
+        tables.law, tables.points, tables.log_losses, tables.theta, objective=tables.objective, delta=tables.delta
+    )
+    each = solver.rho(tables.linear[0], tables.objective, tables.delta, tables.points.asymmetry)[0]
+    here = float(each.sum() if tables.points.weights is None else each @ tables.points.weights)
+    # Relative, and above what residuals of rounding leave.
+    if here - ends.objective[0] > 1e-6 * here + 1e-20:
+        raise ValueError(
+            "the parameters are not the minimum for these runs alone; of one mixture of a joint fit take the intervals "
+            "from the joint fit's bootstrap"
+        )
+
+
 def free_parameters(law: Law, theta: np.ndarray) -> np.ndarray:
     """`[n, p]`: whether a parameter is inside its bounds."""
     low, high = solver.bounds_of(law)

@@ -1,5 +1,7 @@
 """Intervals against independent answers: other libraries, closed forms, exact refits; and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import optimize, stats
@@ -7,7 +9,8 @@ from scipy import optimize, stats
 from lingua_synth.scaling import DataLaw, FunctionLaw, JointLaw, KaplanLaw, ModelLaw, fit
 from lingua_synth.scaling import reml as groups_module
 from lingua_synth.scaling.intervals import bootstrap_intervals, intervals, profile_intervals, reml_intervals
-from lingua_synth.scaling.refits import Tables
+from lingua_synth.scaling.profile import profile
+from lingua_synth.scaling.refits import Tables, parameter_quantity
 from lingua_synth.scaling.uncertainty import bootstrap
 from lingua_synth.scaling.wald import _moments, scatter
 
@@ -87,6 +90,22 @@ def test_heavy_tails_narrow_the_interval_of_the_robust_fit():
     heavy = JointLaw().predict(TRUTH, N=GRID_N, D=GRID_D) * np.exp(0.0017 * rng.standard_t(2, 42))
     robust, squares = (intervals(joint(heavy, objective=o), "wald").interval("E") for o in ("huber", "mse"))
     assert np.ptp(robust) < 0.8 * np.ptp(squares)
+
+
+def test_weights_bend_the_fit_and_not_the_scatter(loss):
+    """Least squares with weights w where every run scatters alike: s^2 (J'WJ)^-1 J'W^2J (J'WJ)^-1."""
+    weights = GRID_D**0.3
+    one = joint(loss, objective="mse", weights=weights)
+    p = one.law.as_array(one.params)
+    J = JointLaw().gradient(p, N=GRID_N, D=GRID_D) / JointLaw().predict(p, N=GRID_N, D=GRID_D)[:, None]
+    scale = np.sqrt((J**2).sum(axis=0))
+    J = J / scale
+    W = np.diag(weights / weights.mean())
+    bread = np.linalg.inv(J.T @ W @ J)
+    covariance = bread @ J.T @ W @ W @ J @ bread * (one.residuals @ one.residuals) / 37
+    half = stats.t.ppf(0.975, 37) * np.sqrt(covariance[0, 0]) / scale[0]
+    assert intervals(one, "wald").interval("E") == pytest.approx((p[0] - half, p[0] + half), rel=1e-6)
+    assert any("weights" in warning for warning in intervals(one, "reml").warnings)
 
 
 # --- profiles ---
@@ -264,8 +283,11 @@ def test_bootstrap_by_the_one_entry_is_the_bootstrap(loss):
 
 
 def test_lad_has_profiles_near_those_of_a_narrow_core(loss):
-    lad, narrow = profile_intervals(joint(loss, objective="lad")), profile_intervals(joint(loss, delta=1e-5))
-    assert lad.interval("E") == pytest.approx(narrow.interval("E"), rel=1e-4)
+    ends = []
+    for options in ({"objective": "lad"}, {"delta": 1e-5}):
+        tables = Tables.of(joint(loss, **options))
+        ends.append(np.ravel(profile(tables, parameter_quantity(JointLaw(), tables.points, "E"), 0.95)))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -299,5 +321,7 @@ def test_what_cannot_be_known_is_refused_or_said(loss):
     assert any("cannot be told from the law" in warning for warning in absorbed.warnings)
     with pytest.raises(ValueError, match=r"parameters E, A, B, alpha, beta; got 'gamma'"):
         intervals(joint(loss), "wald").interval("gamma")
+    with pytest.raises(ValueError, match="not the minimum for these runs alone"):
+        intervals(dataclasses.replace(joint(loss), params={**TRUTH}))
     with pytest.raises(ValueError, match="one number for each set"):
         intervals(joint(loss), "wald").function_interval(lambda p: np.zeros(3))
