@@ -45,6 +45,7 @@ from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
 from lingua_synth.scaling.prediction import PredictionInterval, prediction_interval, rolling_errors
 from lingua_synth.scaling.ranking import PairDifference, Ranking
 from lingua_synth.scaling.ratio import BestRatio, CellRatio, best_ratio, best_ratio_in_cell
+from lingua_synth.scaling.repeats import RepeatValue, value_of_repeats
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
@@ -90,6 +91,7 @@ __all__ = [
     "Ranking",
     "RectifiedLaw",
     "RectifiedModelLaw",
+    "RepeatValue",
     "RepetitionLaw",
     "Runs",
     "ScalingFit",
@@ -124,6 +126,7 @@ __all__ = [
     "simulate_paired_coverage",
     "simulate_study",
     "speedup",
+    "value_of_repeats",
     "wald_intervals",
     "write_runs",
 ]

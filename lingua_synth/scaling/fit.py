@@ -299,7 +299,7 @@ def fit(
         dropped=tuple(str(run) for run in dropped),
         unit=unit,
         reasons=reasons,
-        warnings=_warnings(law, columns, losses, residuals, params),
+        warnings=_warnings(law, columns, losses, residuals, params) + _weak(law, theta, canonical, jacobian, condition),
     )
 
 
@@ -412,13 +412,7 @@ def _unresolved(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np
 
     Standard errors from s^2 (J'J)^-1, s^2 the sum of squared log residuals over num_points - p, and Student's t.
     """
-    from scipy.special import stdtrit
-
-    freedom = len(residuals) - len(theta)
-    if freedom < 1:
-        return []
-    covariance = np.linalg.pinv(jacobian.T @ jacobian) * float(residuals @ residuals) / freedom
-    half = stdtrit(freedom, 0.975) * np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    half = _half_widths(residuals, jacobian)
     wide = [
         name
         for k, name in enumerate(law.parameters)
@@ -429,6 +423,41 @@ def _unresolved(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np
         f"{name} cannot be told from 0: the scatter of the runs gives it a first-order 95 % interval that reaches 0"
         for name in wide
     ]
+
+
+def _half_widths(residuals: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    """Of first-order 95 % intervals `[p]`; 0 without runs to spare, which say nothing of their scatter."""
+    from scipy.special import stdtrit
+
+    freedom = jacobian.shape[0] - jacobian.shape[1]
+    if freedom < 1:
+        return np.zeros(jacobian.shape[1])
+    covariance = np.linalg.pinv(jacobian.T @ jacobian) * float(residuals @ residuals) / freedom
+    return np.asarray(stdtrit(freedom, 0.975) * np.sqrt(np.maximum(np.diag(covariance), 0.0)))
+
+
+def _weak(law: Law, theta: np.ndarray, residuals: np.ndarray, jacobian: np.ndarray, condition: float) -> list[str]:
+    """Parameters of `law.weak_beyond` that the runs leave open; none where the reasons already say so."""
+    if not law.weak_beyond or condition > MAX_CONDITION:
+        return []
+    # One of them that ended on a bound may have done so by chance: it is asked for as if it were free.
+    free = ~_at_bound(law, theta) | np.array([name in law.weak_beyond for name in law.parameters])
+    half = np.zeros(len(theta))
+    half[free] = _half_widths(residuals, jacobian[:, free])
+    found = []
+    low, high = solver.bounds_of(law)
+    for name, limit in law.weak_beyond.items():
+        k = law.parameters.index(name)
+        by_log = name in law.log_moved
+        both = np.array([-half[k], half[k]])
+        ends = theta[k] * np.exp(np.clip(both / theta[k], -300, 300)) if by_log else theta[k] + both
+        least, most = np.clip(ends, low[k], high[k])
+        if (most / least if by_log else most - least) > limit:
+            found.append(
+                f"{name} = {theta[k]:.3g} is weakly identified: its first-order 95 % interval is "
+                f"[{least:.3g}, {most:.3g}]"
+            )
+    return found
 
 
 def _exponents(law: Law) -> tuple[str, ...]:

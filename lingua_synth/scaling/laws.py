@@ -74,6 +74,9 @@ class Law:
     """The terms, where the law is a constant plus power-law terms (`PowerLaw`)."""
     may_be_zero: ClassVar[tuple[str, ...]] = ()
     """Parameters for which their bound 0 is an answer like any other (a shift that is not there)."""
+    weak_beyond: ClassVar[Mapping[str, float]] = {}
+    """The widest first-order 95 % interval with which a parameter still counts as known; beyond it a fit warns. Of the
+    parameters in `log_moved` the quotient of the ends, of others their distance."""
     derivatives: str = "exact"
     """How the Jacobian is computed; a fit says so when it is not exact."""
 

@@ -247,6 +247,8 @@ class MixtureLaw(_RatioLaw):
         super().__init__(size, interaction)
         if self.repetition:
             self.variables = (*self.variables, "U_natural", "U_synthetic")  # type: ignore[misc]
+        weak = {"gamma": 0.8, "tau": 3.0, "R_natural": 3.0, "R_synthetic": 3.0}
+        self.weak_beyond = {name: weak[name] for name in self._own_parameters()}  # type: ignore[misc]
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "repetition": self.repetition}
@@ -371,6 +373,7 @@ class SourcesLaw(_BlendLaw):
         self.may_be_zero = (*self._worths, "gamma")  # type: ignore[misc]
         size_names = ("A", "alpha") if self.size else ()
         names = ("E", *self._tilts, *size_names, "beta", "gamma", *self._worths)
+        self.weak_beyond = {"gamma": 0.8}  # type: ignore[misc]
         self.parameters = (*names, "c") if self.interaction else names  # type: ignore[misc]
         self.linear = tuple(name for name in names if name in ("E", "A", *self._tilts))  # type: ignore[misc]
         every = {

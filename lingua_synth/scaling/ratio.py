@@ -372,6 +372,21 @@ def _scatter(fit: ScalingFit) -> float:
     return float(np.sqrt(np.sum(np.sort(fit.residuals**2)) / freedom))
 
 
+def fit_alike(found: ScalingFit, law: Law) -> ScalingFit:
+    """`law` fitted to the runs of a fit, by its objective and weights."""
+    columns: dict[str, Any] = {name: found.variables[name] for name in law.variables}
+    return fit(
+        law,
+        loss=found.loss,
+        objective=found.objective_name,
+        delta=found.delta,
+        asymmetry=found.asymmetry,
+        weights=found.weights,
+        n_definition=found.n_definition,
+        **columns,
+    )
+
+
 _RIVALS: weakref.WeakKeyDictionary[ScalingFit, dict[Law, np.ndarray]] = weakref.WeakKeyDictionary()
 """Rivals of a fit, so that a table of many (N, D) fits them once."""
 
@@ -383,17 +398,7 @@ def _rivals(found: ScalingFit) -> dict[Law, np.ndarray]:
     rivals: dict[Law, np.ndarray] = {}
     for rival in found.law.rivals():
         if "r" in rival.variables and found.num_points > len(rival.parameters):
-            columns: dict[str, Any] = {name: found.variables[name] for name in rival.variables}
-            own = fit(
-                rival,
-                loss=found.loss,
-                objective=found.objective_name,
-                delta=found.delta,
-                asymmetry=found.asymmetry,
-                weights=found.weights,
-                **columns,
-            )
-            rivals[rival] = rival.as_array(own.params)
+            rivals[rival] = rival.as_array(fit_alike(found, rival).params)
     _RIVALS[found] = rivals
     return rivals
 

@@ -9,7 +9,7 @@ the parameters in excess of what U feeds. `OverfitLaw` lets too much repetition 
 that grows with repeats and with parameters per unique token; without it no law of decay follows a loss that rises.
 
 R_D says how fast repeats decay (at R = R_D a further pass is worth 1/e of a new one). Runs of few passes hardly
-determine it: `weakly_identified` says so from the runs.
+determine it: `value_of_repeats` says so, and what passes are worth all the same.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class RepetitionLaw(Law):
         self.size_decay = bool(size_decay)
         names = ("E", "A", "alpha", "B", "beta", "R_D")
         self.parameters = (*names, "R_N") if self.size_decay else names  # type: ignore[misc]
+        self.weak_beyond = {name: 3.0 for name in self.parameters if name in ("R_D", "R_N")}  # type: ignore[misc]
         # N_U depends on A and B, so with it the value is linear in E alone.
         self.linear = ("E",) if self.size_decay else ("E", "A", "B")  # type: ignore[misc]
         every = {
@@ -80,6 +81,10 @@ class RepetitionLaw(Law):
     @property
     def log_moved(self) -> tuple[str, ...]:
         return tuple(name for name in self.parameters if name in ("A", "B", "R_D", "R_N"))
+
+    def rivals(self) -> tuple[Law, ...]:
+        """The law with a penalty for repeats."""
+        return (OverfitLaw(),)
 
     def max_moves(self) -> np.ndarray:
         return np.array([0.5 if name in ("alpha", "beta") else np.inf for name in self.parameters])
@@ -157,6 +162,7 @@ class OverfitLaw(Law):
     constant = "E"
     linear = ("E", "A", "B", "k")
     may_be_zero = ("k",)
+    weak_beyond: ClassVar = {"R_D": 3.0}
     bounds: ClassVar = {
         "E": _POSITIVE, "A": _POSITIVE, "alpha": EXPONENT_BOUNDS, "B": _POSITIVE, "beta": EXPONENT_BOUNDS,
         "R_D": DECAY_BOUNDS, "k": _POSITIVE, "s": (0.1, 4.0), "t": (0.01, 4.0),
@@ -166,6 +172,10 @@ class OverfitLaw(Law):
     @property
     def log_moved(self) -> tuple[str, ...]:
         return ("A", "B", "k", "R_D")
+
+    def rivals(self) -> tuple[Law, ...]:
+        """The law without a penalty."""
+        return (RepetitionLaw(),)
 
     def max_moves(self) -> np.ndarray:
         return np.array([0.5 if name in ("alpha", "beta", "s", "t") else np.inf for name in self.parameters])

@@ -211,3 +211,16 @@ def test_a_ratio_left_out_is_predicted(shared_table, held, limits):
             predicted = fitted.predict(**{name: column[test] for name, column in x.items()})
             assert np.mean(np.abs(predicted / loss[test] - 1)) <= limit
             assert any("only 2 different values of N" in reason for reason in fitted.reasons)
+
+
+def test_parameters_that_runs_hardly_determine_are_named():
+    law = MixtureLaw(interaction=False)
+    x, p = points(law), truth_of(law)
+    noise = np.exp(0.002 * np.random.default_rng(1).standard_normal(240))
+    well = fit(law, **x, loss=by_hand(law, p, x) * noise, objective="mse")
+    assert well.identifiable and not any("weakly identified" in warning for warning in well.warnings)
+    few = np.arange(240) % 9 == 0
+    narrow = {name: column[few] for name, column in (x | {"r": 0.3 + 0.1 * x["r"]}).items()}
+    poor = fit(law, **narrow, loss=by_hand(law, p, narrow) * noise[few] ** 3, objective="mse")
+    assert any("gamma = 1 is weakly identified" in warning for warning in poor.warnings)
+    assert any("tau" in warning and "[0.001, 1e+03]" in warning for warning in poor.warnings)

@@ -1,9 +1,11 @@
 """Laws of repeated data: formulas, derivatives, planted laws, and public runs of up to a thousand passes."""
 
+import json
+
 import numpy as np
 import pytest
 
-from lingua_synth.scaling import JointLaw, OverfitLaw, RepetitionLaw, fit
+from lingua_synth.scaling import JointLaw, MixtureLaw, OverfitLaw, RepetitionLaw, fit, value_of_repeats
 from lingua_synth.scaling.repetition import log_worth_of_repeats
 
 TRUTHS = [
@@ -127,3 +129,101 @@ def test_public_runs_with_repeats(repeated_runs):
         errors[repr(law)] = float(np.mean(np.abs(predicted / columns["loss"][held] - 1)))
     assert errors["RepetitionLaw(size_decay=True)"] <= 0.025 and errors["OverfitLaw()"] <= 0.025
     assert errors["JointLaw()"] > 0.05, "without repetition twice as far off"
+
+
+# --- what repeats are worth ---
+
+
+def simulated(law, truth, seed=0, noise=0.003, num=160):
+    x = points(num)
+    return x, by_hand(law, truth, x) * np.exp(noise * np.random.default_rng(seed).standard_normal(num))
+
+
+def test_the_worth_of_passes_is_the_planted_one():
+    law, truth = TRUTHS[0]
+    x, loss = simulated(law, truth, noise=0.0005)
+    value = value_of_repeats(fit(law, **x, loss=loss, objective="mse"), n=200)
+    expected = 1 + 15.4 * (1 - np.exp(-(value.passes - 1) / 15.4))
+    assert value.worth == pytest.approx(expected, rel=0.03)
+    assert (value.worth_low < value.worth).all() and (value.worth < value.worth_high).all()
+    assert value.name == "R_D" and value.interval[0] < 15.4 < value.interval[1]
+    assert value.most_passes == pytest.approx(np.max(x["D"] / x["U"]))
+    again = value_of_repeats(fit(law, **x, loss=loss, objective="mse"), n=200)
+    assert json.dumps(again.to_dict()) == json.dumps(value.to_dict())
+
+
+def test_a_penalty_counts_against_repeats():
+    law, truth = TRUTHS[2]
+    x, loss = simulated(law, truth, noise=0.0005)
+    value = value_of_repeats(fit(law, **x, loss=loss, objective="mse"), (2.0, 16.0, 100.0), N=1e9, U=1e9, n=100)
+    for passes, worth in zip(value.passes, value.worth, strict=True):
+        # So many new tokens, seen once, give the same loss.
+        repeated = law.predict(truth, N=1e9, D=passes * 1e9, U=1e9)
+        assert law.predict(truth, N=1e9, D=worth * 1e9, U=worth * 1e9) == pytest.approx(repeated, rel=1e-3)
+    assert value.worth[2] < value.worth[1], "more passes, less worth"
+    assert "at N 1e+09, U 1e+09" in str(value)
+
+
+@pytest.mark.slow
+def test_intervals_of_the_worth_hold_the_planted_one():
+    law, truth = TRUTHS[0]
+    expected = 1 + 15.4 * (1 - np.exp(-(np.array([4.0, 16.0]) - 1) / 15.4))
+    held, R_held = [], []
+    for seed in range(200):
+        x, loss = simulated(law, truth, seed=seed)
+        value = value_of_repeats(fit(law, **x, loss=loss, objective="mse"), (4.0, 16.0), n=200, seed=seed)
+        held.append((value.worth_low <= expected) & (expected <= value.worth_high))
+        R_held.append(value.interval[0] <= 15.4 <= value.interval[1])
+    assert ((np.mean(held, axis=0) >= 0.90) & (np.mean(held, axis=0) <= 0.985)).all(), np.mean(held, axis=0)
+    assert 0.90 <= np.mean(R_held) <= 0.985
+
+
+def test_the_decay_of_public_runs_is_weakly_identified(repeated_runs):
+    """Fits to all runs and to those with 1B unique tokens or more: R_D differs, four passes are worth the same."""
+    columns, _ = repeated_runs
+    found = {}
+    for least in (0.0, 1e9 - 1):
+        rows = columns["U"] >= least
+        x = {name: column[rows] for name, column in columns.items()}
+        cells = [f"{N} {D} {U}" for N, D, U in zip(x["N"], x["D"], x["U"], strict=True)]
+        for law in (RepetitionLaw(), OverfitLaw()):
+            value = value_of_repeats(fit(law, **x), (4.0,), n=200, unit=cells)
+            assert value.weakly_identified and "WEAKLY IDENTIFIED" in str(value), value.why
+            found[law.name, least] = value
+    assert pytest.approx(found["repetition", 1e9 - 1].R, rel=0.2) != found["repetition", 0.0].R
+    assert max(v.worth[0] for v in found.values()) < 1.15 * min(v.worth[0] for v in found.values())
+
+
+def test_what_says_nothing_of_repeats():
+    law, truth = TRUTHS[0]
+    x, loss = simulated(law, truth)
+    once = x | {"U": x["D"] * 2}
+    with pytest.raises(ValueError, match="no run of this fit sees a token twice"):
+        value_of_repeats(fit(law, **once, loss=loss))
+    with pytest.raises(ValueError, match=r"JointLaw .* knows nothing of repeats"):
+        value_of_repeats(fit(JointLaw(), N=x["N"], D=x["D"], loss=loss))
+    fitted = fit(law, **x, loss=loss)
+    with pytest.raises(ValueError, match="passes are at least 1"):
+        value_of_repeats(fitted, (0.5, 2.0))
+    with pytest.raises(ValueError, match="does not depend on N and U"):
+        value_of_repeats(fitted, N=1e9)
+    with pytest.raises(ValueError, match="has no sources"):
+        value_of_repeats(fitted, source="natural")
+
+
+def test_repeats_of_one_source():
+    law = MixtureLaw(size=False, repetition=True)
+    truth = {
+        "E": 2.0, "e1": -0.02, "e2": 0.1, "B": 1500.0, "beta": 0.33, "tau": 0.9, "gamma": 0.7, "R_natural": 8.0,
+        "R_synthetic": 3.0,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    x = {"D": 10 ** rng.uniform(9, 11, 200), "r": rng.uniform(0, 1, 200)}
+    x |= {f"U_{source}": 10 ** rng.uniform(8, 10, 200) for source in ("natural", "synthetic")}
+    fitted = fit(law, **x, loss=law.predict(truth, **x), objective="mse")
+    for source, R in (("natural", 8.0), ("synthetic", 3.0)):
+        value = value_of_repeats(fitted, (4.0,), source=source, n=20)
+        assert value.name == f"R_{source}" and pytest.approx(R, rel=1e-3) == value.R
+        assert value.worth == pytest.approx(1 + R * (1 - np.exp(-3 / R)), rel=1e-4)
+    with pytest.raises(ValueError, match="source is 'natural' or 'synthetic'"):
+        value_of_repeats(fitted)
