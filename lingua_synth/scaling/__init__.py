@@ -14,6 +14,17 @@ from lingua_synth.scaling.compare import Crossing, Crossings, Speedup, crossing,
 from lingua_synth.scaling.coverage import CoverageReport, simulate_coverage, simulate_paired_coverage
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
 from lingua_synth.scaling.fit import ScalingFit, fit
+from lingua_synth.scaling.frontier import (
+    SIX_ND,
+    Extrapolation,
+    FlopsRule,
+    Frontier,
+    IsoLoss,
+    compute_optimal,
+    extrapolate,
+    iso_loss,
+    preset_flops,
+)
 from lingua_synth.scaling.function_law import FunctionLaw
 from lingua_synth.scaling.influence import Influence, influence
 from lingua_synth.scaling.intervals import (
@@ -54,6 +65,7 @@ from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstr
 from lingua_synth.scaling.validation import Holdout, holdout
 
 __all__ = [
+    "SIX_ND",
     "BestRatio",
     "Bootstrap",
     "CellRatio",
@@ -65,11 +77,15 @@ __all__ = [
     "DataLaw",
     "Design",
     "Dropped",
+    "Extrapolation",
+    "FlopsRule",
+    "Frontier",
     "FunctionLaw",
     "Holdout",
     "Influence",
     "InteractionLaw",
     "Intervals",
+    "IsoLoss",
     "JointLaw",
     "KaplanLaw",
     "Law",
@@ -105,20 +121,24 @@ __all__ = [
     "bootstrap",
     "bootstrap_intervals",
     "clean",
+    "compute_optimal",
     "crossing",
     "crossing_intervals",
     "expected_errors",
+    "extrapolate",
     "fit",
     "fit_mixtures",
     "fit_study",
     "holdout",
     "influence",
     "intervals",
+    "iso_loss",
     "load_runs",
     "next_runs",
     "paired_bootstrap",
     "paired_differences",
     "prediction_interval",
+    "preset_flops",
     "profile_intervals",
     "reml_intervals",
     "rolling_errors",

@@ -402,10 +402,10 @@ def test_pooling_is_no_worse_on_any_table_of_several_corpora(shared_table):
 @pytest.mark.parametrize(("share", "spread"), [("none", 0.0), ("exponents", 0.0), ("partial", 0.02)])
 def test_intervals_of_constants_and_their_differences_cover(share, spread):
     one, difference, together, pairs = [], [], [], []
-    for seed in range(60):
-        columns, truth = study(num=4, noise=0.002, common=0.002, spread=spread, seed=seed)
+    for seed in range(50):
+        columns, truth = study(num=3, noise=0.002, common=0.002, spread=spread, seed=seed)
         found = fit_mixtures(LAW, **columns, share=share)
-        drawn = found.bootstrap(300, seed=seed)
+        drawn = found.bootstrap(200, seed=seed)
         ranking = found.rank(drawn)
         E = {label: params["E"] for label, params in truth.items()}
         for label, member in drawn.members.items():
@@ -417,6 +417,6 @@ def test_intervals_of_constants_and_their_differences_cover(share, spread):
         rows = zip(ranking.labels, ranking.low, ranking.high, strict=True)
         together.append(all(low <= E[label] <= high for label, low, high in rows))
         pairs.append(all(pair.low <= E[pair.first] - E[pair.second] <= pair.high for pair in ranking.pairs))
-    # 60 studies: 0.95 has a standard error of 0.028 in the last two, and what they say of all at once is one-sided.
+    # 50 studies: 0.95 has a standard error of 0.031 in the last two, and what they say of all at once is one-sided.
     assert 0.91 <= np.mean(one) <= 0.995 and 0.92 <= np.mean(difference) <= 0.995
     assert np.mean(together) >= 0.88 and np.mean(pairs) >= 0.88
