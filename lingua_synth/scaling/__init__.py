@@ -9,10 +9,12 @@
     print(bootstrap(f).interval("E") if f.identifiable else f.reasons)
 """
 
+from lingua_synth.scaling.choice import LawChoice, Score, choose_law
 from lingua_synth.scaling.cleaning import Cleaned, Dropped, clean
 from lingua_synth.scaling.compare import Crossing, Crossings, Speedup, crossing, crossing_intervals, speedup
 from lingua_synth.scaling.coverage import CoverageReport, simulate_coverage, simulate_paired_coverage
 from lingua_synth.scaling.design import Design, NextRuns, expected_errors, next_runs
+from lingua_synth.scaling.ensemble import Ensemble, Member, default_members, fit_ensemble
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.frontier import (
     SIX_ND,
@@ -65,6 +67,9 @@ from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstr
 from lingua_synth.scaling.validation import Holdout, holdout
 
 __all__ = [
+    "Ensemble",
+    "LawChoice",
+    "Member",
     "SIX_ND",
     "BestRatio",
     "Bootstrap",
@@ -111,6 +116,7 @@ __all__ = [
     "RepetitionLaw",
     "Runs",
     "ScalingFit",
+    "Score",
     "SourcesLaw",
     "Speedup",
     "StudyFits",
@@ -120,13 +126,16 @@ __all__ = [
     "best_ratio_in_cell",
     "bootstrap",
     "bootstrap_intervals",
+    "choose_law",
     "clean",
     "compute_optimal",
     "crossing",
     "crossing_intervals",
+    "default_members",
     "expected_errors",
     "extrapolate",
     "fit",
+    "fit_ensemble",
     "fit_mixtures",
     "fit_study",
     "holdout",
