@@ -67,9 +67,6 @@ from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstr
 from lingua_synth.scaling.validation import Holdout, holdout
 
 __all__ = [
-    "Ensemble",
-    "LawChoice",
-    "Member",
     "SIX_ND",
     "BestRatio",
     "Bootstrap",
@@ -82,6 +79,7 @@ __all__ = [
     "DataLaw",
     "Design",
     "Dropped",
+    "Ensemble",
     "Extrapolation",
     "FlopsRule",
     "Frontier",
@@ -94,7 +92,9 @@ __all__ = [
     "JointLaw",
     "KaplanLaw",
     "Law",
+    "LawChoice",
     "LogQuadraticLaw",
+    "Member",
     "MixingLaw",
     "MixtureFit",
     "MixtureFits",

@@ -43,27 +43,47 @@ class FlopsRule:
     """The count of N it is for; empty: whatever the fit counts."""
     factor: float = 6.0
     """FLOPs per token and parameter, where they are proportional to N."""
-    nodes: tuple[np.ndarray, np.ndarray] | None = None
-    """(ln N, ln FLOPs per token) of known models, where they are not; straight lines between and beyond."""
+    curve: np.ndarray | None = None
+    """Where they are not: Chebyshev coefficients of ln(FLOPs per token) in ln N over `span`, straight lines beyond."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """Least and greatest ln N of the models it was drawn through."""
 
-    def per_token(self, N: np.ndarray) -> np.ndarray:
+    @classmethod
+    def through(cls, name: str, N: ArrayLike, flops_per_token: ArrayLike, n_definition: str = "") -> FlopsRule:
+        """A smooth rule through the FLOPs per token of known models, by least squares of a quartic in logarithms.
+
+        Smooth, because the best size would stick to the kinks of straight lines between models. The name says how far
+        any of the models is from it. ValueError for fewer than 3 different sizes, or sizes and FLOPs that differ in
+        number.
+        """
+        sizes, flops = np.atleast_1d(_positive(N, "N")), np.atleast_1d(_positive(flops_per_token, "flops_per_token"))
+        if sizes.shape != flops.shape or sizes.ndim != 1:
+            raise ValueError(f"one count of FLOPs a size is needed; got shapes {sizes.shape} and {flops.shape}")
+        distinct = len(np.unique(sizes))
+        if distinct < 3:
+            raise ValueError(f"a curve takes at least 3 different sizes; got {distinct}")
+        span = (float(np.log(sizes.min())), float(np.log(sizes.max())))
+        x = _scaled(np.log(sizes), span)
+        curve = np.polynomial.chebyshev.chebfit(x, np.log(flops), min(4, distinct - 1))
+        off = float(np.abs(np.expm1(np.polynomial.chebyshev.chebval(x, curve) - np.log(flops))).max())
+        return cls(f"{name} (each within {100 * off:.2g} %)", n_definition, curve=curve, span=span)
+
+    def per_token(self, N: ArrayLike) -> np.ndarray:
         """FLOPs per token of models with N parameters."""
-        N = np.asarray(N, dtype=np.float64)
-        if self.nodes is None:
-            return self.factor * N
-        x, y = self.nodes
-        log_N = np.log(N)
-        inside = np.interp(log_N, x, y)
-        left = y[0] + (log_N - x[0]) * (y[1] - y[0]) / (x[1] - x[0])
-        right = y[-1] + (log_N - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])
-        return np.exp(np.where(log_N < x[0], left, np.where(log_N > x[-1], right, inside)))
+        sizes = np.asarray(N, dtype=np.float64)
+        if self.curve is None:
+            return self.factor * sizes
+        x = _scaled(np.log(sizes), self.span)
+        inside = np.clip(x, -1, 1)
+        slope = np.polynomial.chebyshev.chebval(inside, np.polynomial.chebyshev.chebder(self.curve))
+        return np.exp(np.polynomial.chebyshev.chebval(inside, self.curve) + (x - inside) * slope)
 
 
 SIX_ND = FlopsRule("6 N D")
 
 
 def preset_flops(seq_len: int = 4096, n_definition: str = "non_embedding", convention: str = "causal") -> FlopsRule:
-    """The FLOPs of models in the presets' proportions (47M to 486B), by a convention of `lingua_synth.model`.
+    """The FLOPs of models in the presets' proportions (48M to 480B), by a convention of `lingua_synth.model`.
 
     ValueError for a count of N or a convention that does not exist, or seq_len under 1.
     """
@@ -74,15 +94,16 @@ def preset_flops(seq_len: int = 4096, n_definition: str = "non_embedding", conve
     if seq_len < 1:
         raise ValueError(f"seq_len is a number of tokens, at least 1; got {seq_len}")
     models = [preset(f"{size}M") for size in np.unique(np.geomspace(48, 480_000, 60).astype(int))]
-    N = np.array([float(getattr(count_parameters(one), n_definition)) for one in models])
-    flops = np.array([float(flops_per_token(one, seq_len, convention)) for one in models])
-    order = np.argsort(N, kind="stable")
-    keep = np.append(True, np.diff(N[order]) > 0)
-    return FlopsRule(
+    return FlopsRule.through(
         f"{convention} FLOPs of the presets' proportions at {seq_len} tokens a sequence",
+        [float(getattr(count_parameters(one), n_definition)) for one in models],
+        [float(flops_per_token(one, seq_len, convention)) for one in models],
         n_definition,
-        nodes=(np.log(N[order][keep]), np.log(flops[order][keep])),
     )
+
+
+def _scaled(log_N: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+    return (2 * log_N - span[0] - span[1]) / (span[1] - span[0])
 
 
 # --- the best split of a budget ---
@@ -153,7 +174,7 @@ def compute_optimal(
     _check(fit, flops, resamples, need=("N", "D"))
     budgets = np.atleast_1d(_positive(C, "C"))
     point = fit.law.as_array(fit.params)[None]
-    closed = len(fit.law.terms) == 2 and flops.nodes is None
+    closed = len(fit.law.terms) == 2 and flops.curve is None
     N, exponent = (
         _closed_form(fit, point, budgets, flops) if closed else _on_grid(fit, point, budgets, flops, variables)
     )
