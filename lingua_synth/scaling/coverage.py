@@ -25,13 +25,14 @@ from lingua_synth.scaling import reml as _reml
 from lingua_synth.scaling import solver
 from lingua_synth.scaling.design import _columns, _group_numbers
 from lingua_synth.scaling.fit import _condition_number, _solution_reasons
-from lingua_synth.scaling.intervals import SHARED_P, Ends, wald_ends
+from lingua_synth.scaling.intervals import Ends, rule, wald_ends
 from lingua_synth.scaling.laws import ArrayLike, Law, Params
 from lingua_synth.scaling.paired import difference as first_order_difference
 from lingua_synth.scaling.profile import profile
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.refits import Quantity, Tables, parameter_quantity, prediction_quantities, refit_tables
 from lingua_synth.scaling.uncertainty import _tails
+from lingua_synth.scaling.wald import uneven_scatter_test
 
 METHODS = ("wald", "profile", "bootstrap", "percentile", "cluster", "reml", "satterthwaite", "auto")
 """Of `simulate_coverage`: "percentile" is the bootstrap's other kind, "satterthwaite" that of REML."""
@@ -163,7 +164,7 @@ def simulate_coverage(
     chosen: dict[str, float] = {}
     rows: list[CoverageRow] = []
     for method in methods:
-        ends = _ends(fitted, quantities, method, level, by_group, base, rng, num_resamples, chosen)
+        ends = _ends(fitted, quantities, method, level, by_group, rng, num_resamples, chosen)
         for quantity, (low, high) in zip(quantities, ends, strict=True):
             rows.append(_row(method, quantity, quantity.value(base.theta)[0], low, high))
     return CoverageReport(
@@ -326,8 +327,7 @@ def _ends(
     quantities: list[Quantity],
     method: str,
     level: float,
-    groups: _reml.Groups,
-    base: Tables,
+    groups: _reml.Groups | None,
     rng: np.random.Generator,
     num_resamples: int,
     chosen: dict[str, float],
@@ -337,15 +337,18 @@ def _ends(
     if method == "profile":
         return [profile(tables, quantity, level) for quantity in quantities]
     if method in ("reml", "satterthwaite"):
+        assert groups is not None, "asked for only where there are groups"
         found = _reml.reml(tables, groups)
         kind = "averaged" if method == "reml" else method
         return [_reml.interval(found, quantity, level, kind) for quantity in quantities]
     if method == "auto":
-        return _auto(tables, quantities, level, chosen)
-    units = np.arange(len(tables.points)) if method != "cluster" else groups.numbers
+        return _auto(tables, quantities, level, chosen, rng, num_resamples)
+    units = np.arange(len(tables.points))
     freedom = float(tables.freedom)
     if method == "cluster":
-        freedom = float(np.clip(round(len(groups) - _reml.between_parameters(base, groups)), 1, len(groups) - 1))
+        assert groups is not None, "asked for only where there are groups"
+        units = groups.numbers
+        freedom = float(np.clip(round(len(groups) - _reml.between_parameters(tables, groups)), 1, len(groups) - 1))
     theta = _resampled(tables, _weights(rng, len(tables), num_resamples, int(units.max()) + 1)[:, :, units])
     found_ends: Ends = []
     for quantity in quantities:
@@ -358,25 +361,31 @@ def _ends(
     return found_ends
 
 
-def _auto(tables: Tables, quantities: list[Quantity], level: float, chosen: dict[str, float]) -> Ends:
+def _auto(
+    tables: Tables,
+    quantities: list[Quantity],
+    level: float,
+    chosen: dict[str, float],
+    rng: np.random.Generator,
+    num_resamples: int,
+) -> Ends:
     """What `intervals(method="auto")` does with each table, by the same rules."""
     residual, jacobian = tables.linear
-    by_reml = np.zeros(len(tables), dtype=bool)
     groups = _size_groups(tables)
-    if groups is not None:
-        by_reml = _reml.shared_error_test(tables, groups) < SHARED_P
-        for k in np.flatnonzero(by_reml).tolist():
-            by_reml[k] = not _reasons(tables, k, residual[k], jacobian[k])
-    chosen.update(reml=float(by_reml.mean()), profile=float(1 - by_reml.mean()))
-    one = tables.rows(~by_reml)
+    uneven = uneven_scatter_test(tables)
+    shared = np.ones(len(tables)) if groups is None else _reml.shared_error_test(tables, groups)
+    num_groups = 0 if groups is None else len(groups)
+    methods = np.array([rule(s, u, num_groups) for s, u in zip(shared, uneven, strict=True)])
+    for k in np.flatnonzero(methods != "profile").tolist():
+        if _reasons(tables, k, residual[k], jacobian[k]):
+            methods[k] = "profile"
     ends = [(np.full(len(tables), np.nan), np.full(len(tables), np.nan)) for _ in quantities]
-    if len(one):
-        for (low, high), quantity in zip(ends, quantities, strict=True):
-            low[~by_reml], high[~by_reml] = profile(one, quantity, level)
-    if by_reml.any() and groups is not None:
-        found = _reml.reml(tables.rows(by_reml), groups)
-        for (low, high), quantity in zip(ends, quantities, strict=True):
-            low[by_reml], high[by_reml] = _reml.interval(found, quantity, level)
+    for method in dict.fromkeys(methods.tolist()):
+        rows = methods == method
+        chosen[method] = float(rows.mean())
+        found = _ends(tables.rows(rows), quantities, method, level, groups, rng, num_resamples, {})
+        for (low, high), (inner_low, inner_high) in zip(ends, found, strict=True):
+            low[rows], high[rows] = inner_low, inner_high
     return ends
 
 

@@ -9,9 +9,11 @@ method and the reason for it in words. Five methods:
 - "bootstrap", "cluster" (`uncertainty.py`): refits to resampled runs, or to resampled groups of runs.
 - "reml" (`reml.py`): when the runs of a group share an error; counts groups where groups are what was repeated.
 
-`auto` asks the runs for an error that those of one size share (an F test) and takes "reml" when there is a sign of one.
-With few sizes such a test often sees nothing: whoever knows that the runs of a size share something (one learning rate,
-one initialization, checkpoints of one training) should say so: `unit="N"`, or labels of their own.
+`auto` asks the runs first whether they scatter alike (small models and short runs often scatter more); where they do
+not, only resampling is right. Then it asks for an error that those of one size share (an F test), and takes "reml" when
+there is a sign of one. With few sizes such a test often sees nothing: whoever knows that the runs of a size share
+something (one learning rate, one initialization, checkpoints of one training) should say so: `unit="N"`, or labels of
+their own.
 
 Intervals describe the law, given its form. For where a *new run* will land see `prediction_interval`.
 """
@@ -38,12 +40,17 @@ from lingua_synth.scaling.refits import (
     validate_own_minimum,
 )
 from lingua_synth.scaling.uncertainty import _canonical_groups, _tails, bootstrap, interval_of, unit_labels
+from lingua_synth.scaling.wald import uneven_scatter_test
 from lingua_synth.scaling.wald import wald as _wald
 
 METHODS = ("auto", "wald", "profile", "bootstrap", "cluster", "reml")
 SHARED_P = 0.25
 """Below this p value of the test for a shared error `auto` counts groups. Missing a shared error costs more than
 looking for one in vain: at 0.25 intervals of 95 % still held E in 95-97 % of studies whose runs err independently."""
+UNEVEN_P = 0.01
+"""Below this p value of the test for even scatter `auto` resamples: formulas take every run as equally certain."""
+MANY_GROUPS = 20
+"""With so many groups their bootstrap is trusted."""
 
 Ends = list[tuple[np.ndarray, np.ndarray]]
 
@@ -158,6 +165,9 @@ def intervals(
         )
     params = dict(fit.params)
     warnings = _warnings(fit, method)
+    ignored = facts.get("uneven_scatter", {}).get("ignored")
+    if ignored:
+        warnings.append(f"the runs do not scatter alike, which this method takes for granted; {ignored}")
     ends: Callable[[list[Quantity]], Ends]
     if method in ("bootstrap", "cluster"):
         ends = _by_resamples(fit, tables, level, labels, n, seed, _kind(kind, ("t", "percentile")), facts, warnings)
@@ -185,8 +195,18 @@ def intervals(
     found_pairs = dict(zip(fit.law.parameters, pairs, strict=True))
     lost = [name for name, pair in found_pairs.items() if np.isnan(pair).any()]
     if lost:
+        cause = "its term is absent from the fit" if method == "profile" else "the fit sits on a bound there"
         warnings.append(
-            f"no interval of {', '.join(lost)} by {method}: the fit sits on a bound there; method='profile' gives one"
+            f"no interval of {', '.join(lost)} by {method}: {cause}"
+            + ("" if method == "profile" else "; method='profile' may give one")
+        )
+    outside = [
+        name for name, (low, high) in found_pairs.items() if name not in lost and not low <= fit.params[name] <= high
+    ]
+    if method == "reml" and outside:
+        warnings.append(
+            f"the fit's own {', '.join(outside)} lies outside: what the sizes share may be the law's own misfit; look "
+            "at its residuals by size, and at other laws"
         )
     opened = [
         name for name, (low, high) in found_pairs.items() if np.isinf(high) or (low == 0 and name in fit.law.log_moved)
@@ -283,6 +303,11 @@ def _choose(
     if asked and labels is not None:
         return "reml", f"{described} share an error, as was said", labels, described
     name = size_variable(fit.variables)
+    uneven = float(uneven_scatter_test(tables)[0])
+    facts["uneven_scatter"] = {"p_value": uneven}
+    why_uneven = f"the runs do not scatter alike (p = {uneven:.2g}), so they are resampled"
+    if name is None and fit.identifiable and uneven < UNEVEN_P:
+        return "bootstrap", why_uneven, None, "run"
     if name is None or not fit.identifiable:
         why = (
             "the runs do not determine the law, and ends at bounds or without end are part of the answer"
@@ -294,6 +319,14 @@ def _choose(
     groups = _reml.Groups(_canonical_groups(fit, tables.points, own))
     p_value = float(_reml.shared_error_test(tables, groups)[0])
     facts["shared_error"] = {"unit": name, "num_groups": len(groups), "p_value": p_value}
+    method = rule(p_value, uneven, len(groups))
+    if method == "cluster":
+        why = f"{why_uneven}, and runs of one {name} seem to share an error (p = {p_value:.2g}, {len(groups)} of them)"
+        return method, why, own, f"the runs of one {name}"
+    if method == "bootstrap":
+        return method, why_uneven, None, "run"
+    if method == "reml" and uneven < UNEVEN_P:
+        facts["uneven_scatter"]["ignored"] = f"{len(groups)} groups are too few to resample"
     if p_value < SHARED_P:
         why = f"the runs of one {name} seem to share an error (p = {p_value:.2g} of an F test over {len(groups)})"
         return "reml", why, own, f"the runs of one {name}"
@@ -302,6 +335,13 @@ def _choose(
         f"you know they do, say unit={name!r}"
     )
     return "profile", why, None, "run"
+
+
+def rule(shared_p: float, uneven_p: float, num_groups: int) -> str:
+    """The method for a law that the runs determine, by the p values of both tests."""
+    if shared_p < SHARED_P:
+        return "cluster" if uneven_p < UNEVEN_P and num_groups >= MANY_GROUPS else "reml"
+    return "bootstrap" if uneven_p < UNEVEN_P else "profile"
 
 
 def _kind(kind: str | None, known: tuple[str, ...]) -> str:

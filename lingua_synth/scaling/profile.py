@@ -67,19 +67,22 @@ def _end(
     allowed: np.ndarray,
     spread: np.ndarray,
 ) -> np.ndarray:
-    """One side's end; `first` is the signed distance at which it is looked for first."""
+    """One side's end; `first` is the signed distance at which it is looked for first. NaN for the logarithm of a term
+    that is absent from the fit."""
     value = quantity.value(tables.theta)
     bound = np.where(first < 0, quantity.low, quantity.high)
     inner, outer = np.zeros(len(value)), np.full(len(value), np.nan)
     inner_root, outer_root = np.zeros(len(value)), np.full(len(value), np.nan)
     trial, theta = first.copy(), tables.theta.copy()
     result = np.full(len(value), np.nan)
+    absent = ~np.isfinite(value)
+    value = np.where(absent, 0.0, value)
     at_bound = np.isfinite(bound) & (np.abs(bound - value) <= 1e-12 * np.maximum(np.abs(value), 1.0))
     result[at_bound] = bound[at_bound]
     limit = OPEN * np.abs(first)
     room = np.abs(bound - value)
     for _ in range(MAX_STEPS):
-        todo = np.flatnonzero(np.isnan(result))
+        todo = np.flatnonzero(np.isnan(result) & ~absent)
         if len(todo) == 0:
             break
         trial[todo] = np.sign(first[todo]) * np.minimum(np.abs(trial[todo]), room[todo])
@@ -107,7 +110,7 @@ def _end(
                 rise_between = outer_root[k] - inner_root[k]
                 share = (1 - inner_root[k]) / rise_between if 0 < rise_between < np.inf else 0.5
                 trial[k] = inner[k] + min(max(share, 0.05), 0.95) * (outer[k] - inner[k])
-    unfinished = np.isnan(result)
+    unfinished = np.isnan(result) & ~absent
     result[unfinished] = (value + np.where(np.isnan(outer), np.sign(first) * np.inf, outer))[unfinished]
     return result
 

@@ -65,8 +65,11 @@ class Quantity:
             above, below = theta.copy(), theta.copy()
             above[:, k] += step
             below[:, k] -= step
-            columns.append((self.value(above) - self.value(below)) / (above[:, k] - below[:, k]))
-        return np.stack(columns, axis=-1)
+            with np.errstate(invalid="ignore"):
+                columns.append((self.value(above) - self.value(below)) / (above[:, k] - below[:, k]))
+        # The logarithm of a term that is absent has no slope.
+        slope = np.stack(columns, axis=-1)
+        return np.where(np.isfinite(slope), slope, 0.0)
 
     def shown(self, value: np.ndarray | float) -> np.ndarray:
         """Back on the scale of the caller."""

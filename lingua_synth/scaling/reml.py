@@ -155,19 +155,24 @@ def reml(tables: Tables, groups: Groups) -> Reml:
 
 
 def interval(found: Reml, quantity: Quantity, level: float, kind: str = "averaged") -> tuple[np.ndarray, np.ndarray]:
-    """Ends `[T]`, `[T]` on the symmetric scale."""
+    """Ends `[T]`, `[T]` on the symmetric scale; NaN where the quantity rests on bounds alone."""
     from scipy.special import stdtr, stdtrit
 
     assert kind in KINDS, kind
     slope = np.where(found.tables.free, quantity.gradient(found.tables.theta), 0.0)
     value = quantity.value(found.tables.theta)
+    value = np.where(np.isfinite(value), value, np.nan)
     freedom = found.tables.freedom
     if kind == "satterthwaite":
         variance, small = satterthwaite(found, slope)
+        variance = np.where(variance > 0, variance, np.nan)
         half = stdtrit(small, (1 + level) / 2) * np.sqrt(variance)
         return value - half, value + half
     centre = value[:, None] + np.einsum("tkp,tp->tk", found.shift, slope)
     error = np.sqrt(np.maximum(np.einsum("tp,tkpq,tq->tk", slope, found.spread, slope), 0.0))
+    # What rests on parameters at a bound alone has no interval here.
+    none = ~(error > 0).any(axis=1) | np.isnan(value)
+    centre = np.where(none[:, None], 0.0, centre)
     error = np.maximum(error, 1e-300)
     ends = []
     for tail in ((1 - level) / 2, (1 + level) / 2):
@@ -178,7 +183,7 @@ def interval(found: Reml, quantity: Quantity, level: float, kind: str = "average
             middle = 0.5 * (low + high)
             below = (found.weight * stdtr(freedom, (middle[:, None] - centre) / error)).sum(axis=1) < tail
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-        ends.append(0.5 * (low + high))
+        ends.append(np.where(none, np.nan, 0.5 * (low + high)))
     return ends[0], ends[1]
 
 

@@ -412,7 +412,8 @@ def _canonical_groups(fit: ScalingFit, points: solver.Points, labels: Sequence[s
     Runs that are equal in N, D and loss but not in label keep their labels: either row stands for the other.
     """
     numbers = {label: k for k, label in enumerate(sorted(set(labels)))}
-    keys = [np.log(fit._variable(name)) for name in fit.law.variables]
+    logged = fit.law.logged
+    keys = [np.log(fit._variable(name)) if name in logged else fit._variable(name) for name in fit.law.variables]
     by_label = np.array([numbers[label] for label in labels])
     order = np.lexsort((by_label, np.log(fit.loss), *reversed(keys)))
     assert np.array_equal(np.log(fit.loss)[order], np.log(fit.loss)[points.order]), "both orders sort by N, D and loss"

@@ -125,6 +125,30 @@ def _moments(shape: float, core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(inside, 1e-300), square + core**2 * (1 - inside)
 
 
+def uneven_scatter_test(tables: Tables) -> np.ndarray:
+    """p values `[T]` of the hypothesis that all runs scatter alike: the F test of |residual| on the variables.
+
+    Glejser's test (1969) with residuals freed of what the fit takes from them (divided by sqrt(1 - leverage)); absolute
+    residuals, because squares of heavy tails test the tails. 1 where there are too few runs.
+    """
+    from scipy.special import fdtrc
+
+    residual, jacobian = tables.linear
+    bread = inverse(jacobian.swapaxes(-1, -2) @ jacobian)
+    leverage = np.einsum("tmp,tpq,tmq->tm", jacobian, bread, jacobian)
+    size = np.abs(residual) / np.sqrt(np.clip(1 - leverage, 0.05, 1.0))
+    columns = [np.ones(len(tables.points)), *(tables.points.logs[name] for name in tables.law.variables)]
+    basis, triangle = np.linalg.qr(np.stack(columns, axis=-1))
+    basis = basis[:, np.abs(np.diag(triangle)) > 1e-9]
+    slopes, rest = basis.shape[1] - 1, len(tables.points) - basis.shape[1]
+    if slopes < 1 or rest < 5:
+        return np.ones(len(tables))
+    centred = size - size.mean(axis=-1, keepdims=True)
+    explained = ((centred @ basis) ** 2).sum(axis=-1)
+    left = np.maximum((centred**2).sum(axis=-1) - explained, 1e-300)
+    return np.asarray(fdtrc(slopes, rest, np.maximum(explained, 0.0) / slopes / (left / rest)))
+
+
 def covariance(tables: Tables, noise: Scatter | None = None) -> np.ndarray:
     """Of the working parameters, `[T, p, p]`; rows of parameters on a bound are 0."""
     noise = scatter(tables) if noise is None else noise

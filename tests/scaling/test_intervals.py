@@ -12,7 +12,7 @@ from lingua_synth.scaling.intervals import bootstrap_intervals, intervals, profi
 from lingua_synth.scaling.profile import profile
 from lingua_synth.scaling.refits import Tables, parameter_quantity
 from lingua_synth.scaling.uncertainty import bootstrap
-from lingua_synth.scaling.wald import _moments, scatter
+from lingua_synth.scaling.wald import _moments, scatter, uneven_scatter_test
 
 SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
 BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
@@ -155,7 +155,7 @@ def test_a_bound_ends_an_interval_and_openness_is_said():
     assert any("not identifiable" in warning for warning in found.warnings)
     first_order = intervals(one, "wald")
     assert np.isnan(first_order.interval("E_at_D")).all()
-    assert any("method='profile' gives one" in warning for warning in first_order.warnings)
+    assert any("method='profile' may give one" in warning for warning in first_order.warnings)
     assert "E_at_D" in str(found)
     assert first_order.to_dict()["intervals"]["E_at_D"] == [None, None]
 
@@ -238,6 +238,39 @@ def test_auto_says_what_it_saw():
     curve = DataLaw().predict({"E_at_N": 2.4, "B": 1500.0, "beta": 0.33}, D=BUDGETS)
     one = fit(DataLaw(), D=BUDGETS, loss=curve * np.exp(0.001 * rng.standard_normal(7)))
     assert "no value of a variable repeats" in intervals(one).why
+
+
+def test_runs_that_scatter_unevenly_are_resampled():
+    rng = np.random.default_rng(6)
+    curve = JointLaw().predict(TRUTH, N=GRID_N, D=GRID_D)
+    found, uneven = None, None
+    for _ in range(20):  # until the sizes show no shared error by chance
+        uneven = joint(curve * np.exp(0.01 * (1e9 / GRID_D) ** 0.7 * rng.standard_normal(42)))
+        found = intervals(uneven, n=200)
+        assert found.facts["uneven_scatter"]["p_value"] == uneven_scatter_test(Tables.of(uneven))[0]
+        if found.facts.get("shared_error", {"p_value": 0})["p_value"] > 0.25:
+            break
+    assert found.facts["uneven_scatter"]["p_value"] < 0.01
+    assert found.method == "bootstrap" and "do not scatter alike" in found.why
+    # Many sizes that share an error and scatter unevenly: whole sizes are drawn.
+    N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(5e7, 5e9, 24), BUDGETS[::2]))
+    shared = 0.003 * rng.standard_normal(24)[np.unique(N, return_inverse=True)[1]]
+    loss = JointLaw().predict(TRUTH, N=N, D=D) * np.exp((5e7 / N) ** 0.5 * (0.003 * rng.standard_normal(96) + shared))
+    assert intervals(fit(JointLaw(), N=N, D=D, loss=loss), n=100).method == "cluster"
+
+
+def test_even_scatter_is_found_even():
+    p = [uneven_scatter_test(Tables.of(joint(losses(np.random.default_rng(seed)))))[0] for seed in range(40)]
+    assert np.mean(np.array(p) < 0.05) < 0.2 and np.mean(np.array(p) < 0.5) > 0.2
+
+
+def test_what_is_absent_or_on_a_bound_has_no_interval():
+    rising = fit(JointLaw(), N=GRID_N, D=GRID_D, loss=2 + GRID_N / 1e10)
+    assert rising.params["A"] == 0
+    for method in ("wald", "profile", "reml"):
+        found = intervals(rising, method)
+        assert np.isnan(found.interval("A")).all()
+        assert any("no interval of A" in warning for warning in found.warnings)
 
 
 # --- promises of all methods ---
