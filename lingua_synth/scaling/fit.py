@@ -536,7 +536,7 @@ def _unit_warnings(columns: dict[str, np.ndarray], loss: np.ndarray) -> list[str
             warnings.append(
                 f"no run has more than {ratio.max():.2g} tokens per parameter; are tokens in millions or billions?"
             )
-        elif ratio.min() > 1e6:
+        elif ratio.min() > 1e5:
             warnings.append(
                 f"every run has more than {ratio.min():.2g} tokens per parameter; is N in thousands or millions?"
             )
