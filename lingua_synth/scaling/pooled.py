@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from lingua_synth.scaling import solver
+from lingua_synth.scaling.compare import Crossings, Speedup, crossing_intervals, speedup
 from lingua_synth.scaling.fit import MAX_CONDITION, ScalingFit, fit
 from lingua_synth.scaling.laws import ArrayLike, Law
 from lingua_synth.scaling.pooled_laws import ExponentPrior, SharedExponents
@@ -144,8 +145,9 @@ class MixtureFits:
     ) -> Ranking:
         """The mixtures in order of the law's constant, or of the loss at (N, D), lowest first, with ties.
 
-        Intervals hold for all mixtures (and all pairs) at once: `level` is the chance that none of them errs. Without
-        `resamples` (of `bootstrap`) 1000 are drawn. ValueError for a law without constant when no point is given.
+        Intervals hold for all mixtures (and all pairs) at once: `level` is the chance that none of them errs. The
+        constant of a fit that is not identifiable is tied with every other. Without `resamples` (of `bootstrap`) 1000
+        are drawn. ValueError for a law without constant when no point is given.
         """
         resamples = resamples or self.bootstrap()
         rows = resamples.solved
@@ -165,8 +167,45 @@ class MixtureFits:
             }
             points = {label: float(one.predict(**given)) for label, one in self.fits.items()}
         freedom = min(member.freedom for member in resamples.members.values())
-        notes = [f"not identifiable, so its place means little: {reason}" for reason in self.reasons]
-        return rank_values(of, points, values, freedom, level, notes)
+        unknown: list[str] = []
+        notes = []
+        if of == self.law.constant:
+            unknown = [label for label, one in self.fits.items() if not one.identifiable]
+            notes = [f"not determined: {reason}" for reason in self.reasons]
+        return rank_values(of, points, values, freedom, level, notes, unknown)
+
+    def speedup(
+        self,
+        base: str,
+        other: str,
+        D: ArrayLike,
+        N: ArrayLike | None = None,
+        resamples: PairedBootstrap | None = None,
+        level: float = 0.95,
+    ) -> Speedup:
+        """`compare.speedup` of two of the mixtures by their labels; intervals when `resamples` are given."""
+        a, b = self._member(base), self._member(other)
+        return speedup(a, b, D, N, resamples=_pair_of(resamples, base, other), level=level)
+
+    def crossing(
+        self,
+        first: str,
+        second: str,
+        N: float | None = None,
+        between: tuple[float, float] | None = None,
+        resamples: PairedBootstrap | None = None,
+        level: float = 0.95,
+    ) -> Crossings:
+        """`compare.crossing_intervals` of two of the mixtures. Without `resamples` (of `bootstrap`) 1000 are drawn."""
+        a, b = self._member(first), self._member(second)
+        drawn = _pair_of(resamples or self.bootstrap(), first, second)
+        assert drawn is not None, "there are resamples"
+        return crossing_intervals(a, b, drawn, N, between, names=(first, second), level=level)
+
+    def _member(self, label: str) -> ScalingFit:
+        if label not in self.fits:
+            raise ValueError(f"there are mixtures {', '.join(self.fits)}; got {label!r}")
+        return self.fits[label]
 
     def _num_own(self) -> int:
         return len(self.law.parameters) if self.share == "none" else len(self.law.linear)
@@ -619,15 +658,16 @@ class _Pool:
             else:
                 reasons.append(f"{name} sits on its bound 0: its term is absent in these runs")
         if condition > MAX_CONDITION:
+            shown = f"{condition:.2g}" if np.isfinite(condition) else "infinite"
             reasons.append(
-                f"condition number {condition:.2g}, above {MAX_CONDITION:.0e}: some parameters can trade against each "
+                f"condition number {shown}, above {MAX_CONDITION:.0e}: some parameters can trade against each "
                 "other without changing the predictions"
             )
         return reasons
 
     def _conditions(self, thetas: dict[str, np.ndarray], spread: dict[str, float]) -> dict[str, float]:
-        """Condition number of the Jacobian, columns of length one: of all mixtures together where exponents are shared;
-        of each with what the others say of its exponents where they are pooled."""
+        """Condition number of each mixture's Jacobian, columns of length one, with what the others say of its
+        exponents: all they know where exponents are shared, the prior where they are pooled."""
         jacobians = {
             label: solver.residuals_and_jacobian(self.law, self.points[label], theta)[1]
             for label, theta in thetas.items()
@@ -638,13 +678,20 @@ class _Pool:
             widths = np.array([spread[name] for name in self.exponents])
             prior[np.arange(len(self.at)), self.at] = math.sqrt(variance) / widths
             return {label: _condition(np.concatenate([one, prior])) for label, one in jacobians.items()}
-        law, points, _ = self._together
-        whole = np.zeros((len(points), len(law.parameters)))
-        row = 0
-        for k, jacobian in enumerate(jacobians.values()):
-            whole[row : row + len(jacobian), law.columns_of(k)] = jacobian
-            row += len(jacobian)
-        return dict.fromkeys(thetas, _condition(whole))
+        # What the others say of the exponents, as rows J with J'J = their information.
+        information, _ = self._linearized({label: theta[None] for label, theta in thetas.items()}, None, 1.0, 1.0)
+        others = information[:, 0].sum(axis=0) - information[:, 0]
+        conditions = {}
+        for (label, jacobian), matrix in zip(jacobians.items(), others, strict=True):
+            size, vectors = np.linalg.eigh(matrix)
+            rows = np.zeros((len(self.at), len(self.law.parameters)))
+            rows[:, self.at] = np.sqrt(np.maximum(size, 0.0))[:, None] * vectors.T
+            conditions[label] = _condition(np.concatenate([jacobian, rows]))
+        return conditions
+
+
+def _pair_of(resamples: PairedBootstrap | None, a: str, b: str) -> tuple[Bootstrap, Bootstrap] | None:
+    return None if resamples is None else (resamples.members[a], resamples.members[b])
 
 
 def _condition(jacobian: np.ndarray) -> float:

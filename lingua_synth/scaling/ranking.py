@@ -109,7 +109,7 @@ class Ranking:
             best, worst = self.places[k]
             place = f"{best}" if best == worst else f"{best}-{worst}"
             letters = "".join(_letter(j) for j, group in enumerate(self.groups) if label in group)
-            interval = f"[{self.low[k]:.5g}, {self.high[k]:.5g}]"
+            interval = f"[{self.low[k]:.5g}, {self.high[k]:.5g}]" if np.isfinite(self.low[k]) else "not determined"
             lines.append(f"  {place:>7} {label:<{width}} {self.values[k]:>11.5g}   {interval}  {letters}")
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
@@ -125,10 +125,13 @@ def rank_values(
     freedom: int,
     level: float,
     notes: Sequence[str] = (),
+    unknown: Sequence[str] = (),
 ) -> Ranking:
     """Order `points` and put intervals around them from resampled `values` `[n]` per mixture, paired by row.
 
-    `freedom`: degrees of freedom of Student's t. ValueError for a level outside (0, 1) and fewer than two mixtures.
+    `freedom`: degrees of freedom of Student's t. `unknown`: mixtures whose value the runs do not determine; their
+    intervals hold every number, so that they are tied with all. ValueError for a level outside (0, 1) and fewer than
+    two mixtures.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a share between 0 and 1, e.g. 0.95; got {level}")
@@ -137,10 +140,16 @@ def rank_values(
     labels = tuple(sorted(points, key=lambda label: (points[label], label)))
     centre = np.array([points[label] for label in labels])
     table = np.stack([values[label] for label in labels], axis=-1)
-    half = _half_widths(table, freedom, level)
+    open_ = np.array([label in unknown for label in labels])
+    half = np.full(len(labels), np.inf)
+    if not open_.all():
+        half[~open_] = _half_widths(table[:, ~open_], freedom, level)
     couples = list(itertools.combinations(range(len(labels)), 2))
     first, second = np.array(couples).T
-    wide = _half_widths(table[:, first] - table[:, second], freedom, level)
+    known = ~(open_[first] | open_[second])
+    wide = np.full(len(couples), np.inf)
+    if known.any():
+        wide[known] = _half_widths(table[:, first[known]] - table[:, second[known]], freedom, level)
     gaps = centre[first] - centre[second]
     pairs = tuple(
         PairDifference(labels[a], labels[b], float(gap), float(gap - reach), float(gap + reach))

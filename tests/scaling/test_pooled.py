@@ -311,6 +311,35 @@ def test_what_cannot_be_pooled_is_refused():
     assert any("little about the spread" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize("share", ["exponents", "partial"])
+def test_a_mixture_of_one_size_is_tied_with_all(share):
+    columns, _ = study(num=4, noise=0.001, common=0.001, gap=0.1)
+    keep = (columns["mixture"] != "m3") | (columns["N"] == 1e9)
+    found = fit_mixtures(LAW, **{name: values[keep] for name, values in columns.items()}, share=share)
+    assert [label for label, one in found.fits.items() if not one.identifiable] == ["m3"]
+    drawn = found.bootstrap(200)
+    ranking = found.rank(drawn)
+    assert [group for group in ranking.groups if "m3" in group] == list(ranking.groups)
+    assert ranking.pair("m0", "m2").told_apart and not ranking.pair("m0", "m3").told_apart
+    assert "not determined" in str(ranking)
+    assert ranking.to_dict()["mixtures"][ranking.labels.index("m3")]["interval"] == [None, None]
+    # Where it was run, its loss is as good as any.
+    at = found.rank(drawn, N=1e9, D=1e10)
+    assert at.pair("m0", "m3").told_apart and at.places[at.labels.index("m3")] == (4, 4)
+
+
+def test_speed_ups_and_crossings_by_label():
+    columns, _ = study(num=2, noise=0.001, gap=-0.03)
+    found = fit_mixtures(LAW, **columns, share="exponents")
+    drawn = found.bootstrap(100)
+    result = found.speedup("m0", "m1", [1e10, 1e11], N=1e9, resamples=drawn)
+    assert (result.low < result.factor).all() and (result.factor > 1).all()
+    assert found.speedup("m0", "m1", 1e10, N=1e9).low is None
+    assert found.crossing("m0", "m1", N=1e9, resamples=drawn).names == ("m0", "m1")
+    with pytest.raises(ValueError, match="there are mixtures m0, m1; got 'm2'"):
+        found.speedup("m0", "m2", 1e10, N=1e9)
+
+
 def test_a_constant_at_zero_is_named_with_its_mixture():
     columns, _ = study(num=2)
     rows = columns["mixture"] == "m1"
