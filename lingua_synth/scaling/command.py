@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import atomic_file, write_json
+from lingua_synth.scaling.choice import LawChoice, choose_law
 from lingua_synth.scaling.cleaning import Cleaned, clean
 from lingua_synth.scaling.laws import Law
 from lingua_synth.scaling.runs import Runs, load_runs
@@ -71,6 +72,8 @@ class FitArgs(TableArgs):
     share: str = "partial"
     """Two or more mixtures are fitted together and ranked too, their exponents pooled as far as the runs ask (partial),
     the same (exponents) or each its own (none); empty: not at all."""
+    choose: bool = False
+    """Per mixture, print and write how well every law foretells larger runs from smaller ones (seconds a mixture)."""
     figures: bool = True
     """Draw the law in both per mixture, where matplotlib is installed."""
 
@@ -99,11 +102,21 @@ def main(argv: Sequence[str]) -> int | None:
         share=args.share,
     )
     out = Path(args.out)
-    write_json(out / FITS_JSON, fits.to_dict() | {"cleaning": cleaned.to_dict() if cleaned is not None else None})
+    chosen = law_choices(runs, args) if args.choose else {}
+    written_choices = {
+        mixture: {"refusal": one} if isinstance(one, str) else one.to_dict() for mixture, one in chosen.items()
+    }
+    write_json(
+        out / FITS_JSON,
+        fits.to_dict()
+        | {"cleaning": cleaned.to_dict() if cleaned is not None else None, "law_choice": written_choices or None},
+    )
     write_fits_csv(fits, out / FITS_CSV)
     for line in cleaning_lines(runs, cleaned):
         print(line)
     print(fits)
+    for mixture, one in chosen.items():
+        print(f"\n{mixture}: {one}")
     written = f"{out / FITS_JSON}, {out / FITS_CSV}"
     if args.figures and importlib.util.find_spec("matplotlib") is not None:
         from lingua_synth.scaling.draw import write_figures
@@ -143,6 +156,19 @@ def cleaning_lines(runs: Runs, cleaned: Cleaned | None) -> list[str]:
     if cleaned is not None and (cleaned.dropped or cleaned.changes or cleaned.warnings):
         lines += [str(cleaned)]
     return [*lines, ""] if lines else []
+
+
+def law_choices(runs: Runs, args: TableArgs) -> dict[str, LawChoice | str]:
+    """Per mixture, the scoreboard of the laws, or why there is none."""
+    N, D, loss = runs.N(args.n_definition), runs["tokens"], runs[args.target]
+    found: dict[str, LawChoice | str] = {}
+    for mixture in runs.mixtures:
+        mine = runs["mixture"] == mixture
+        try:
+            found[mixture] = choose_law(N=N[mine], D=D[mine], loss=loss[mine], n_definition=args.n_definition)
+        except ValueError as error:
+            found[mixture] = f"no law is chosen: {error}"
+    return found
 
 
 def law_named(name: str) -> Law:

@@ -185,3 +185,15 @@ def test_why_mixtures_are_not_fitted_together_is_said():
     fits = fit_study(two, num_bootstraps=20)
     assert (fits.pooled is None) == (fits.not_pooled is not None)
     assert fits.pooled is None or not fits.pooled.paired
+
+
+def test_laws_are_scored_when_asked_for(table, tmp_path, capsys):
+    _, runs = table
+    keep = (runs["mixture"] == "natural") | ((runs["mixture"] == "synthetic") & (runs["tokens"] == 2**18))
+    write_runs(runs.take(keep), tmp_path / "two.csv")
+    words = [f"runs={tmp_path}/two.csv", f"out={tmp_path}/out", "bootstraps=0", "figures=false", "choose=true"]
+    assert run_command(main, words) == 0
+    printed = capsys.readouterr().out
+    assert "natural: " in printed and "as the largest run" in printed and "synthetic: no law is chosen: " in printed
+    written = read_json(tmp_path / "out" / "fits.json")["law_choice"]
+    assert "refusal" in written["synthetic"] and "refusal" not in written["natural"]
