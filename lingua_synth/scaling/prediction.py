@@ -15,7 +15,7 @@ and never less than what the scatter of single runs asks for. On eleven public t
 out, 95 % intervals held 99 % of the held-out losses (92 % in the worst table) at a median half-width of 5 %; intervals
 from standard errors hold about two thirds.
 
-It works for anything that predicts and can be refitted (`Predictor`): one law, or several.
+It works for anything that predicts and can be refitted (`Predictor`): one law, an `Ensemble`, the choice of a law.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from lingua_synth.scaling.choice import LawChoice
+from lingua_synth.scaling.ensemble import Ensemble, fit_ensemble
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import ArrayLike
 from lingua_synth.scaling.records import record
@@ -168,7 +170,7 @@ class RollingErrors:
 
 
 def prediction_interval(
-    fit: ScalingFit | Predictor,
+    fit: ScalingFit | Ensemble | LawChoice | Predictor,
     N: ArrayLike | None = None,
     D: ArrayLike | None = None,
     level: float = 0.95,
@@ -182,12 +184,16 @@ def prediction_interval(
     return rolling_errors(fit).interval(level, N=N, D=D, **variables)
 
 
-def rolling_errors(fit: ScalingFit | Predictor) -> RollingErrors:
+def rolling_errors(fit: ScalingFit | Ensemble | LawChoice | Predictor) -> RollingErrors:
     """Refit to the cheapest 40 ... 90 % of the runs and foretell the rest; runs of one cost stay together.
 
     Every refit is a fit of its own from a global start, so the order of the runs plays no part. ValueError as for
     `prediction_interval`.
     """
+    if isinstance(fit, LawChoice):
+        fit = fit.ensemble  # that is what its `predict` asks
+    if isinstance(fit, Ensemble):
+        fit = _Voices(fit)
     if isinstance(fit, ScalingFit):
         validate_own_minimum(fit)
     columns = {name: np.asarray(values, np.float64) for name, values in fit.variables.items()}
@@ -247,6 +253,31 @@ def reach_of(runs: Mapping[str, np.ndarray], places: Mapping[str, np.ndarray], l
     return np.where(reach > 1e-9, reach, 0.0)
 
 
+class _Voices:
+    """An ensemble as a `Predictor`: the same members, fitted again."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.ensemble = ensemble
+        self.variables, self.loss = ensemble.fits[0].variables, ensemble.fits[0].loss
+        self.num_parameters = max(len(member.law.parameters) for member in ensemble.members)
+
+    def predict(self, **variables: Any) -> np.ndarray:
+        return self.ensemble.predict(**variables)
+
+    def refit(self, rows: np.ndarray) -> _Voices:
+        columns = cast(dict[str, Any], {name: values[rows] for name, values in self.variables.items()})
+        first = self.ensemble.fits[0]
+        return _Voices(
+            fit_ensemble(
+                self.ensemble.members,
+                **columns,
+                loss=self.loss[rows],
+                delta=first.delta,
+                n_definition=first.n_definition,
+            )
+        )
+
+
 def _refit(predictor: ScalingFit | Predictor, rows: np.ndarray) -> ScalingFit | Predictor:
     if not isinstance(predictor, ScalingFit):
         return predictor.refit(rows)
@@ -264,7 +295,9 @@ def _refit(predictor: ScalingFit | Predictor, rows: np.ndarray) -> ScalingFit | 
 
 
 def _num_parameters(predictor: ScalingFit | Predictor) -> int:
-    return len(predictor.law.parameters) if isinstance(predictor, ScalingFit) else 1
+    if isinstance(predictor, ScalingFit):
+        return len(predictor.law.parameters)
+    return predictor.num_parameters if isinstance(predictor, _Voices) else 1
 
 
 def _rms(values: np.ndarray) -> float:
