@@ -31,10 +31,13 @@ PUBLISHED_R = 15.39
 """R_D of Muennighoff et al. 2023 for natural text; what `best_ratio` takes for repeats that no run shows."""
 DOUBTED_R = (4.0, 23.0)
 """Least and greatest R_D from refits of their runs, by which of them are used."""
-NODES = 2_001
-"""Ratios at which a law is looked at; a parabola through the lowest three does the rest."""
+NODES = 501
+"""Ratios at which the law of a resample is looked at; a parabola through the lowest three does the rest. The fit itself
+is looked at on 20 times as many."""
 MISFIT_P = 0.05
 """Below this p value of the test for another form the quadratic of a cell is called wrong."""
+LIKELIER = 2.0
+"""Nats by which a rival law must be likelier to be called better."""
 EDGE = 1e-3
 """A minimum this close to an end of the range (as a share of it) is one at the edge."""
 NO_CAP = 1e100
@@ -171,6 +174,7 @@ def best_ratio(
     unit: str | Sequence[Any] | np.ndarray | None = None,
     resamples: Bootstrap | None = None,
     noise: float | None = None,
+    rivals: bool = True,
 ) -> BestRatio:
     """The share of synthetic tokens with the lowest loss at (N, D), by a law in r fitted to the runs of all ratios.
 
@@ -183,7 +187,8 @@ def best_ratio(
     fit made before, for many (N, D) at the cost of one.
     `noise`: scatter of one run in log loss, when known from seeds; else that of the runs around the law.
 
-    Everything rests on the form of the law; `under` shows the best ratio under its rivals, fitted to the same runs.
+    Everything rests on the form of the law; `under` shows the best ratio under its rivals, fitted to the same runs
+    (once a fit; `rivals=False` spares it).
     ValueError for a law without r, a missing or unknown variable, and `U` for a law that does not count tokens.
     """
     law = getattr(fit, "law", None)
@@ -207,27 +212,36 @@ def best_ratio(
         given = {name: value for name, value in place.items() if name in own.variables}
         return np.asarray(own.predict(theta, **given, **more, r=ratios))
 
-    nodes = np.linspace(low, high, 5 * (NODES - 1) + 1)
+    nodes = np.linspace(low, high, 20 * (NODES - 1) + 1)
     point = law.as_array(fit.params)
     curve = losses(law, point, nodes)
     ratio = float(_lowest(nodes, curve[None])[0])
     best = float(losses(law, point, np.array([ratio]))[0])
     interval, made, failed = _interval(fit, losses, low, high, level, n, seed, unit, resamples)
-    scatter = _scatter(fit) if noise is None else float(noise)
-    if not (np.isfinite(scatter) and scatter >= 0):
+    scatter = _scatter(fit)
+    noise = scatter if noise is None else float(noise)
+    if not (np.isfinite(noise) and noise >= 0):
         raise ValueError(f"noise is the scatter of one run in log loss (0.002 is 0.2 %), 0 or more; got {noise}")
     under = {law.name: ratio}
-    if not caps:
+    if rivals and not caps:
         for rival, found in _rivals(fit).items():
-            under[rival.name] = float(_lowest(nodes, losses(rival, found, nodes)[None])[0])
-    elif R is None and not law.repetition:
+            params = rival.as_array(found.params)
+            under[rival.name] = float(_lowest(nodes, losses(rival, params, nodes)[None])[0])
+            if _likelier(found, fit) > LIKELIER:
+                warnings.append(
+                    f"{type(rival).__name__} follows these runs better (scatter {100 * _scatter(found):.3g} % against "
+                    f"{100 * scatter:.3g} %) and puts the best ratio at {under[rival.name]:.3f}; fit that one"
+                )
+    guessed = [source for source in worth if source not in (R or {})]
+    if guessed:
         others = ", ".join(
-            f"{value:g} gives {_lowest(nodes, losses(law, point, nodes, dict.fromkeys(worth, value))[None])[0]:.3f}"
+            f"{value:g} gives "
+            f"{_lowest(nodes, losses(law, point, nodes, {**worth, **dict.fromkeys(guessed, value)})[None])[0]:.3f}"
             for value in DOUBTED_R
         )
         warnings.append(
-            f"no run of this fit repeats tokens; their worth is taken from published runs, R = {PUBLISHED_R:g}. "
-            f"R is not well known: as the best ratio {others}"
+            f"no run of this fit repeats tokens; the worth of repeats ({', '.join(guessed)}) is taken from published "
+            f"runs, R = {PUBLISHED_R:g}. R is not well known: as the best ratio {others}"
         )
     cell = None if caps else _cell(fit, place)
     values = np.unique(fit.variables["r"])
@@ -237,8 +251,8 @@ def best_ratio(
         loss=best,
         interval=interval,
         level=level,
-        flat=_flat(nodes, curve, best, ratio, scatter),
-        noise=scatter,
+        flat=_flat(nodes, curve, best, ratio, noise),
+        noise=noise,
         at_edge=bool(min(ratio - low, high - ratio) <= EDGE * (high - low)),
         within=(float(low), float(high)),
         N=place.get("N"),
@@ -252,7 +266,7 @@ def best_ratio(
         extrapolation_factor=_beyond(fit, place),
         num_resamples=made,
         num_failed=failed,
-        curve=(nodes[:: 5 * 5], curve[:: 5 * 5]),
+        curve=(nodes[::50], curve[::50]),
         warnings=warnings,
     )
 
@@ -387,20 +401,29 @@ def fit_alike(found: ScalingFit, law: Law) -> ScalingFit:
     )
 
 
-_RIVALS: weakref.WeakKeyDictionary[ScalingFit, dict[Law, np.ndarray]] = weakref.WeakKeyDictionary()
+_RIVALS: weakref.WeakKeyDictionary[ScalingFit, dict[Law, ScalingFit]] = weakref.WeakKeyDictionary()
 """Rivals of a fit, so that a table of many (N, D) fits them once."""
 
 
-def _rivals(found: ScalingFit) -> dict[Law, np.ndarray]:
-    """Rival laws with a ratio -> their parameters, fitted to the same runs by the same objective."""
+def _rivals(found: ScalingFit) -> dict[Law, ScalingFit]:
+    """Rival laws with a ratio -> their fits to the same runs."""
     if found in _RIVALS:
         return _RIVALS[found]
-    rivals: dict[Law, np.ndarray] = {}
+    rivals: dict[Law, ScalingFit] = {}
     for rival in found.law.rivals():
         if "r" in rival.variables and found.num_points > len(rival.parameters):
-            rivals[rival] = rival.as_array(fit_alike(found, rival).params)
+            rivals[rival] = fit_alike(found, rival)
     _RIVALS[found] = rivals
     return rivals
+
+
+def _likelier(one: ScalingFit, other: ScalingFit) -> float:
+    """By how much (in nats) the runs are likelier under `one`, at the scale of error that suits each, per parameter."""
+    if min(one.objective, other.objective) <= 1e-18:
+        return 0.0  # without noise both may be right
+    each = one.num_points * (0.5 if one.objective_name == "mse" else 1.0)
+    gain = each * float(np.log(other.objective / one.objective))
+    return gain - (len(one.law.parameters) - len(other.law.parameters))
 
 
 def _cell(fit: ScalingFit, place: Mapping[str, float]) -> CellRatio | None:
