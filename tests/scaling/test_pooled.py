@@ -178,6 +178,25 @@ def test_mean_and_spread_maximize_the_restricted_likelihood():
     assert mean == pytest.approx(lost(best.x)[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", ["mse", "huber"])
+def test_what_a_mixture_alone_would_say_is_read_off_a_shared_fit(objective):
+    columns, _ = study(num=4, noise=1e-4, spread=0.01, seed=6)
+    options = {"objective": objective, "delta": 0.05}  # so wide that Huber's function is a square here
+    shared = fit_mixtures(LAW, **columns, share="exponents", **options)
+    alone = fit_mixtures(LAW, **columns, share="none", **options)
+    pool = shared._pool
+    theta = {
+        label: pool.points[label].to_theta(LAW, LAW.as_array(one.params))[None] for label, one in shared.fits.items()
+    }
+    variance, kappa = pool.noise({label: one[0] for label, one in theta.items()})
+    information, moments = pool._linearized(theta, None, variance, kappa)
+    read = np.linalg.solve(information[:, 0], moments[:, 0, :, None])[..., 0]
+    there = np.array([[one.params[name] for name in ("alpha", "beta")] for one in alone.fits.values()])
+    here = np.array([shared.mean["alpha"], shared.mean["beta"]])
+    assert np.abs(there - here).max() > 0.005
+    assert np.abs(read - there).max() < 0.1 * np.abs(there - here).max()
+
+
 def test_pooling_goes_as_far_as_the_runs_ask():
     alike = fit_mixtures(LAW, **study(num=6, noise=0.003, seed=4)[0])
     unlike = fit_mixtures(LAW, **study(num=6, noise=0.0005, spread=0.08, seed=4)[0])
@@ -227,6 +246,23 @@ def test_draws_follow_the_seed_and_not_the_order_of_rows():
     assert not np.array_equal(first.members["m1"].params, found.bootstrap(20, seed=4).members["m1"].params)
     by_size = found.bootstrap(20, unit="N")
     assert by_size.members["m0"].num_units == 6
+
+
+def test_a_cell_is_drawn_as_often_in_every_mixture_that_has_it():
+    columns, _ = study(num=3, noise=0.002)
+    keep = (columns["mixture"] != "m1") | (columns["D"] < 5e10)
+    found = fit_mixtures(LAW, **{name: values[keep] for name, values in columns.items()}, share="exponents")
+    assert (found.num_cells, found.num_shared) == (42, 30)
+    counts = found._pool.draw(50, 0, None, True)
+    cells = {}
+    for label, points in found._pool.points.items():
+        one = found.fits[label]
+        cells[label] = list(zip(one.N[points.order].tolist(), one.D[points.order].tolist(), strict=True))
+    for k, cell in enumerate(cells["m1"]):
+        assert np.array_equal(counts["m1"][:, k], counts["m0"][:, cells["m0"].index(cell)])
+    assert np.array_equal(counts["m0"], counts["m2"])
+    alone = found._pool.draw(50, 0, None, False)
+    assert (alone["m1"].sum(axis=1) == 30).all() and not np.array_equal(alone["m0"], alone["m2"])
 
 
 def test_seeds_make_twins():
