@@ -270,7 +270,7 @@ class MixtureLaw(_RatioLaw):
         }  # fmt: skip
 
     def _data_formula(self) -> str:
-        over = f"(D_eff^beta{' N^c' if self.interaction else ''})"
+        over = "(D_eff^beta N^c)" if self.interaction else "D_eff^beta"
         tokens = "(1-r)^gamma + tau r^gamma"
         repeats = ", tokens of a source repeated" if self.repetition else ""
         return f"B/{over}, D_eff = D ({tokens})^(1/gamma){repeats}"
