@@ -65,6 +65,30 @@ def cut_file(file: str, size: int, max_bytes: int) -> list[FilePart]:
     return [FilePart(file, stop - start, start, stop) for start, stop in pairwise(cuts)]
 
 
+def whole_file(file: str) -> FilePart:
+    """A file as one part, for reading alone: its size is not looked up."""
+    return FilePart(file, 0)
+
+
+def document_place_part(file: str, place: int) -> FilePart:
+    """A part of `file` that holds the document at `place` (`TextBatch.places`) and all behind it.
+
+    It begins there in an uncompressed local file, with the row group in a parquet file, and with the file else, where
+    whoever reads skips what has a lower place.
+    """
+    if file.endswith(".parquet"):
+        with open_parquet(file) as table:
+            end = 0
+            for group in range(table.num_row_groups):
+                end += table.metadata.row_group(group).num_rows
+                if place < end:
+                    return FilePart(file, 0, group)
+        return FilePart(file, 0)
+    if is_url(file) or not file.endswith(".jsonl"):
+        return FilePart(file, 0)
+    return FilePart(file, 0, place)
+
+
 def _parquet_parts(file: str, size: int, group_bytes: Sequence[int], count: int) -> list[FilePart]:
     parts: list[FilePart] = []
     total, begun, start = sum(group_bytes), 0, 0

@@ -13,8 +13,9 @@ from lingua_synth.config import HELP_FLAGS, parse_args
 from lingua_synth.documents import Document, read_documents
 from lingua_synth.documents.locations import PYTHON_CORPUS, SUFFIXES, is_url
 from lingua_synth.files import what_is_there
+from lingua_synth.generate.engine import Prompt
 from lingua_synth.generate.engines import ENGINES, build_engine
-from lingua_synth.generate.recipe import RECIPES, Recipe, load_recipe
+from lingua_synth.generate.recipe import RECIPES, Recipe, Step, load_recipe
 from lingua_synth.generate.runner import generate
 from lingua_synth.generate.verify import verify
 
@@ -44,7 +45,11 @@ class GenerateArgs:
     max_output_tokens: int | None = None
     """End with the shard at which the kept records hold so many tokens; null: all documents."""
     shard_size: int = 1000
-    """Texts per output shard; a killed run loses at most the shards that are open."""
+    """Documents of an output shard, the unit of work that processes share."""
+    document_format: str = "jsonl"
+    """jsonl or parquet, of the kept records."""
+    lease_s: float = 60.0
+    """Seconds without a sign of life after which another process takes over a shard."""
     max_failure_rate: float = 0.05
     """Share of failed requests, in [0, 1], past which the run stops."""
     max_reject_rate: float = 0.01
@@ -85,6 +90,8 @@ class ShowArgs:
     """Name of a built-in recipe or the path of your own .yaml file."""
     document: str = ""
     """A text file, or a file of documents (jsonl, parquet), whose first document is taken."""
+    seed: int = 0
+    """Seed of the run, which decides variables such as the audience."""
 
 
 @dataclass
@@ -145,6 +152,8 @@ def _run(argv: Sequence[str]) -> int:
         samples=args.samples,
         max_output_tokens=args.max_output_tokens,
         shard_size=args.shard_size,
+        document_format=args.document_format,
+        lease_s=args.lease_s,
         max_failure_rate=args.max_failure_rate,
         max_reject_rate=args.max_reject_rate,
         progress=args.progress,
@@ -167,22 +176,36 @@ def _list(argv: Sequence[str]) -> int:
     parse_args(ListArgs, argv, prog="lingua-synth generate list")
     for name in RECIPES:
         recipe = load_recipe(name)
-        sampling = recipe.step.sampling
-        print(f"{name} (version {recipe.version}, {recipe.step.prompt} prompt)")
+        print(f"{name} (version {recipe.version}, {' and '.join(recipe.prompt_kinds)} prompts)")
         print(_wrapped(recipe.description))
         print(_wrapped(f"source: {recipe.citation}"))
         for evidence in recipe.evidence:
             print(_wrapped(f"evidence: {evidence}"))
-        filters = ", ".join(f"{one.name} ({one.action})" for one in recipe.step.filters)
-        print(
-            _wrapped(
-                f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, "
-                f"at most {recipe.step.max_input_tokens:,} tokens in and {sampling.max_tokens:,} out; filters: "
-                f"{filters}"
-            )
-        )
+        for variable, choices in recipe.assign:
+            print(_wrapped(f"{variable}: {', '.join(choices)}"))
+        for step in recipe.steps:
+            print(_wrapped(f"{step.name}: {_in_words(recipe, step)}"))
         print()
     return 0
+
+
+def _in_words(recipe: Recipe, step: Step) -> str:
+    """What a step reads, how it draws, what is checked."""
+    sampling = step.sampling
+    reads = [f"for each {'piece of the document' if step.for_each == 'document' else f'item of {step.for_each}'}"]
+    parts = reads if step.for_each is not None else []
+    calls = recipe.expected_calls(step)
+    if step.expected_output_tokens:
+        parts.append(f"about {step.expected_output_tokens:,} tokens" + (f" x {calls}" if calls > 1 else ""))
+    parts.append(
+        f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {step.max_input_tokens:,} tokens of "
+        f"the document in and {sampling.max_tokens:,} out"
+    )
+    if step.gate is not None:
+        parts.append(f"at least {step.gate.min_items} items, in {step.gate.retries + 1} attempts")
+    filters = ", ".join(f"{one.name} ({one.action})" for one in step.filters)
+    parts.append(f"filters: {filters or 'none'}")
+    return "; ".join(parts)
 
 
 def _wrapped(text: str) -> str:
@@ -194,22 +217,31 @@ def _show(argv: Sequence[str]) -> int:
     if not args.recipe or not args.document:
         raise ValueError("show needs recipe= and document=, e.g. recipe=hq document=page.txt")
     recipe = load_recipe(args.recipe)
-    prompt = recipe.render(_read_document(args.document))
-    _print_recipe(recipe)
+    document = _read_document(args.document)
+    print(f"recipe {recipe.name}, version {recipe.version}, {recipe.sha256[:16]}")
+    values = recipe.assigned(args.seed, 0)
+    for name, value in values.items():
+        print(f"{name}: {value}")
+    for step in recipe.steps:
+        # What the generator will have written is not known here: its place is shown.
+        unknown = {name: f"<what {name} wrote>" for name in step.after}
+        unknown |= {one.name: f"<what {one.name} wrote>" for one in recipe.steps if one.name in step.placeholders}
+        items = {"item": "<the item>", "item_number": "1"}
+        _show_step(step, recipe.render(step, document, {**items, **unknown, **values}, seed=args.seed))
+    print("---")
+    return 0
+
+
+def _show_step(step: Step, prompt: Prompt) -> None:
+    sampling = step.sampling
+    print(f"\nstep {step.name}, prompt {step.prompt_sha256[:16]}")
+    print(f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, max_tokens {sampling.max_tokens:,}")
+    print(f"document cut at {step.max_input_tokens:,} tokens, here taken as 4 characters each")
     if isinstance(prompt, str):
         print(f"--- text ---\n{prompt}")
     else:
         for message in prompt:
             print(f"--- {message['role']} ---\n{message['content']}")
-    print("---")
-    return 0
-
-
-def _print_recipe(recipe: Recipe) -> None:
-    sampling = recipe.step.sampling
-    print(f"recipe {recipe.name}, version {recipe.version}, prompt {recipe.prompt_sha256[:16]}")
-    print(f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, max_tokens {sampling.max_tokens:,}")
-    print(f"document cut at {recipe.step.max_input_tokens:,} tokens, here taken as 4 characters each")
 
 
 def _read_document(path: str) -> Document:

@@ -4,7 +4,8 @@
 
 The runner hands an engine an iterator and reads from an iterator. The engine takes a request whenever it has room for
 one and yields a result whenever it has one, so that it stays busy to the end of the input, and every request comes
-back once. What breaks a single request is a `Failure`; what breaks the engine itself is an exception out of `run`.
+back once. Where the next requests depend on outcomes that the engine has not given yet, the iterator gives None. What
+breaks a single request is a `Failure`; what breaks the engine itself is an exception out of `run`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Generation:
     """As the engine counts them; the end-of-text token included where the model wrote one."""
     finish_reason: str
     """`stop`: the model ended the text; `length`: cut at `max_tokens` or at the context; or the server's own word."""
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those that the engine had read before (prefix caching)."""
     tokens_are_estimates: bool = False
     """True when a server did not report counts: they are then characters / 4."""
 
@@ -85,13 +88,19 @@ class Engine(Protocol):
     def prompt_kinds(self) -> tuple[str, ...]:
         """Which of `chat` and `text` it takes."""
 
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that this process holds for it; 0 on a CPU, and for a server elsewhere."""
+
     def count_tokens(self, text: str) -> int | None:
         """Length of `text` in the generator's tokens, or None where only the server knows."""
 
-    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+    def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Yield one outcome per request, in any order. Closing the returned generator abandons what is in flight.
 
-        Requests are taken in the thread that reads the outcomes.
+        Requests are taken in the thread that reads the outcomes. None instead of a request: there is none before more
+        outcomes have been read; the engine goes on with what it holds and asks again after its next outcome. It is
+        given only while requests are under way.
         """
 
 

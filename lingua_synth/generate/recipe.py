@@ -1,9 +1,15 @@
-"""A recipe: how a document becomes a prompt, how text is sampled, and what is done with it. Recipes are data.
+"""Recipes: how synthetic text is made, as data. One YAML file each; none is code.
 
-    recipes/<name>.yaml or a file of the user's  ──load_recipe──>  Recipe  ──render(document)──>  messages or text
+A recipe is a small graph of steps, each one call of the generator on a document, on what earlier steps wrote, or on
+one item of it:
 
-Templates know one placeholder, `{document}`. It is replaced once and nothing else is touched, because documents are
-full of braces. A document longer than the recipe's input is cut at a sentence end.
+    document ──outline──> items 1..10 ──chapter, for_each: outline──> ten records
+    document ──teacher──┐
+             ──answer───┴─judge──annotate──> one record with the fields of all
+
+A prompt is the step's templates with `{document}`, `{item}`, `{item_number}`, the name of an earlier step or of an
+assigned variable replaced, in one pass: documents are full of braces. What is put in is cut at a sentence end to the
+step's limits.
 """
 
 from __future__ import annotations
@@ -31,9 +37,15 @@ from lingua_synth.generate.engine import (
     whole_characters,
 )
 from lingua_synth.generate.filters import FILTERS, FilterArgs, build_filter
+from lingua_synth.generate.parsers import PARSERS, Parsed
 
-PLACEHOLDER = "{document}"
 PROMPT_KINDS = ("chat", "text")
+DOCUMENT = "document"
+RESERVED = (DOCUMENT, "item", "item_number", "keywords")
+"""Placeholders with a meaning of their own; no step or variable is called so."""
+# {{word}} is written as {word}; ${word} stays, as shells and other templates mean it.
+_PLACEHOLDER = re.compile(r"\{\{(?P<literal>\w+)\}\}|(?<!\$)\{(?P<name>[a-z][a-z0-9_]*)\}")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 # No tokenizer we know of packs more than this into a token on average, so what lies behind is cut before it is counted.
 MAX_CHARS_PER_TOKEN = 32
@@ -52,21 +64,45 @@ class SamplingArgs:
 
 
 @dataclass
+class GateArgs:
+    """What a step's text must hold to be gone on with."""
+
+    min_items: int = 1
+    """Fewer parsed items are asked for again, with another seed."""
+    max_items: int | None = None
+    """Items beyond so many are left out; null: all are used."""
+    retries: int = 2
+    """Further attempts; when none is left, this branch of the document ends as filtered."""
+
+
+@dataclass
 class StepArgs:
     """One call of the generator."""
 
     name: str = ""
-    """What the step does; part of every record's identity."""
+    """What the step does; part of every record's identity, and a placeholder of later steps."""
+    after: list[str] | None = None
+    """Steps that come before; null: the one before in the file, none for the first."""
+    for_each: str | None = None
+    """`document`: once for each piece of a long document; a step's name: once for each of its parsed items."""
     prompt: str = "chat"
     """chat: messages for an instruction-tuned model; text: a prefix for a base model."""
     system: str = ""
     """System message; chat only. Empty: none."""
     user: str = ""
-    """User message, or the whole text prompt; holds {document} once."""
+    """User message, or the whole text prompt, with {document}, {item}, {item_number}, {keywords}, steps, variables."""
     prompt_words: int | None = None
     """Only the document's first so many words are put in; null: all of it."""
     max_input_tokens: int = 2000
-    """The document is cut at a sentence end to at most so many of the generator's tokens."""
+    """The document, or its piece, is cut at a sentence end to at most so many of the generator's tokens."""
+    max_step_tokens: int = 2000
+    """So is what an earlier step wrote, each."""
+    parse: str = "text"
+    """How the text is read: text (as it is) or the name of a parser that finds items or fields in it."""
+    gate: GateArgs | None = None
+    """When the text is asked for again; null: never."""
+    emit: bool | None = None
+    """Whether the text becomes a record; null: if no step comes after it."""
     expected_output_tokens: int = 0
     """Usual length of an output, for estimates of time and cost; 0: unknown."""
     sampling: SamplingArgs = field(default_factory=SamplingArgs)
@@ -91,8 +127,21 @@ class RecipeArgs:
     """What others measured with it, and who."""
     generator: str = ""
     """The model that the source used; for information."""
+    assign: dict[str, Any] = field(default_factory=dict)
+    """Variables: name -> list of values. Each document gets one, all equally often, decided by the run's seed."""
+    keywords: int = 12
+    """Words drawn from the document for the placeholder {keywords}."""
     steps: list[Any] = field(default_factory=list)
-    """The calls of the generator; one in this version."""
+    """The calls of the generator, each after those it needs."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A validated `GateArgs`."""
+
+    min_items: int = 1
+    max_items: int | None = None
+    retries: int = 2
 
 
 @dataclass(frozen=True)
@@ -100,14 +149,38 @@ class Step:
     """A validated `StepArgs`."""
 
     name: str
+    after: tuple[str, ...]
+    for_each: str | None
     prompt: str
     system: str
     user: str
     prompt_words: int | None
     max_input_tokens: int
+    max_step_tokens: int
+    parse: str
+    gate: Gate | None
+    emit: bool
     expected_output_tokens: int
     sampling: Sampling
     filters: tuple[FilterArgs, ...]
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Names that the templates put something in for."""
+        found = (match["name"] for text in (self.user, self.system) for match in _PLACEHOLDER.finditer(text))
+        return frozenset(name for name in found if name)
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Identity of the prompt: SHA-256 over its kind, both templates and the cuts."""
+        keys = ("prompt", "system", "user", "prompt_words", "max_input_tokens")
+        return sha256_json({key: getattr(self, key) for key in keys})
+
+    def parsed(self, text: str) -> Parsed:
+        """What the step's parser finds in `text`, items beyond the gate's `max_items` left out."""
+        found = PARSERS[self.parse](text)
+        most = self.gate.max_items if self.gate is not None else None
+        return found if most is None else dataclasses.replace(found, items=found.items[:most])
 
 
 @dataclass(frozen=True)
@@ -121,52 +194,145 @@ class Recipe:
     evidence: tuple[str, ...]
     generator: str
     steps: tuple[Step, ...]
+    """Every step after those it needs."""
+    assign: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Variables with their values."""
+    keywords: int = 12
 
     @property
-    def step(self) -> Step:
-        """The one step there is."""
-        return self.steps[0]
+    def prompt_kinds(self) -> tuple[str, ...]:
+        """Which of `chat` and `text` the steps use."""
+        return tuple(sorted({step.prompt for step in self.steps}))
 
     @property
-    def prompt_sha256(self) -> str:
-        """Identity of the prompt: SHA-256 over its kind, both templates and the cuts of the document."""
-        step = self.step
-        keys = ("prompt", "system", "user", "prompt_words", "max_input_tokens")
-        return sha256_json({key: getattr(step, key) for key in keys})
+    def expected_output_tokens(self) -> int:
+        """Usual tokens written for a document by all steps, items counted as the gate asks; 0: unknown."""
+        total = 0
+        for step in self.steps:
+            if not step.expected_output_tokens:
+                return 0
+            total += step.expected_output_tokens * self.expected_calls(step)
+        return total
+
+    def expected_calls(self, step: Step) -> int:
+        """Calls of `step` a document, where the number of items is known from a gate; 1 else."""
+        calls = 1
+        for one in (*self._ancestors(step), step):
+            parent = self.step(one.for_each) if one.for_each not in (None, DOCUMENT) else None
+            if parent is not None and parent.gate is not None:
+                calls *= parent.gate.max_items or parent.gate.min_items
+        return calls
+
+    def step(self, name: str | None) -> Step:
+        """The step called `name`."""
+        return next(step for step in self.steps if step.name == name)
+
+    def children(self, name: str) -> tuple[Step, ...]:
+        """Steps that come directly after `name`."""
+        return tuple(step for step in self.steps if name in step.after)
+
+    def _ancestors(self, step: Step) -> tuple[Step, ...]:
+        found = {
+            name for parent in step.after for name in (parent, *(s.name for s in self._ancestors(self.step(parent))))
+        }
+        return tuple(one for one in self.steps if one.name in found)
+
+    def has_items(self, step: Step) -> bool:
+        """Whether `step` is called once for each of several items, its own or those of a step before it."""
+        return any(one.for_each is not None for one in (*self._ancestors(step), step))
 
     @property
     def sha256(self) -> str:
-        """Identity of all that decides the output: name, version, and steps with prompts, sampling and filters."""
+        """Identity of all that decides the output: name, version, variables, and steps with prompts and filters."""
         content = self.to_dict()
-        return sha256_json({key: content[key] for key in ("name", "version", "steps")})
+        return sha256_json({key: content[key] for key in ("name", "version", "assign", "keywords", "steps")})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `recipe_from` reads it back."""
-        return dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+        values = dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+        return {**values, "assign": {name: list(choices) for name, choices in self.assign}}
 
     def with_sampling(self, **changes: Any) -> Recipe:
-        """The recipe with `temperature`, `top_p` or `max_tokens` changed; None leaves a value as it is."""
+        """The recipe with `temperature`, `top_p` or `max_tokens` of all steps changed; None leaves a value as it is."""
         given = {key: value for key, value in changes.items() if value is not None}
-        sampling = dataclasses.replace(self.step.sampling, **given)
-        _validate_sampling(sampling, f"recipe {self.name}")
-        return dataclasses.replace(self, steps=(dataclasses.replace(self.step, sampling=sampling),))
+        steps = []
+        for step in self.steps:
+            sampling = dataclasses.replace(step.sampling, **given)
+            _validate_sampling(sampling, f"recipe {self.name}")
+            steps.append(dataclasses.replace(step, sampling=sampling))
+        return dataclasses.replace(self, steps=tuple(steps))
 
-    def render(self, document: Document, count_tokens: CountTokens | None = None) -> Prompt:
-        """The prompt for `document`: chat messages, or a text where the recipe's prompt is `text`.
+    def assigned(self, seed: int, position: int, sample: int = 0) -> dict[str, str]:
+        """The variables' values for the document at `position` of the input, from 0.
 
-        `count_tokens` measures the input cut in the generator's tokens; where it is missing or knows nothing, a token
-        is taken as 4 characters.
+        Of n values, any n documents in a row that begin at a multiple of n get each once, in an order drawn from the
+        run's seed; another sample of a document gets the next value.
         """
-        step = self.step
+        found = {}
+        for name, choices in self.assign:
+            block, place = divmod(position, len(choices))
+            key = ["assign", seed, self.name, name, block]
+            order = sorted(choices, key=lambda choice: sha256_json([*key, choice]))
+            found[name] = order[(place + sample) % len(choices)]
+        return found
+
+    def render(
+        self,
+        step: Step,
+        document: Document,
+        values: Mapping[str, str] | None = None,
+        count_tokens: CountTokens | None = None,
+        seed: int = 0,
+    ) -> Prompt:
+        """The prompt of `step` for `document`: chat messages, or a text where the step's prompt is `text`.
+
+        `values`: what stands for the other placeholders (earlier steps' texts, item, item_number, variables).
+        `count_tokens` measures the cuts in the generator's tokens; where it is missing or knows nothing, a token is
+        taken as 4 characters. `seed` draws the {keywords}.
+        """
+        wanted = step.placeholders
+        filled = dict(values or {})
+        names = {one.name for one in self.steps}
+        for name in wanted & filled.keys() & names:
+            filled[name] = cut_at_sentence(whole_characters(filled[name]).strip(), step.max_step_tokens, count_tokens)
+        if DOCUMENT in wanted:
+            filled[DOCUMENT] = self.document_text(step, document, count_tokens)
+        if "keywords" in wanted:
+            filled["keywords"] = ", ".join(draw_keywords(document.text, self.keywords, seed))
+        missing = wanted - filled.keys()
+        assert not missing, f"no value for {missing}: recipe_from checks what a step may name"
+
+        def put_in(template: str) -> str:
+            return _PLACEHOLDER.sub(
+                lambda match: f"{{{match['literal']}}}" if match["literal"] else filled[match["name"]], template
+            )
+
+        user = put_in(step.user)
+        if step.prompt == "text":
+            return user
+        system = [{"role": "system", "content": put_in(step.system)}] if step.system else []
+        return [*system, {"role": "user", "content": user}]
+
+    @staticmethod
+    def document_text(step: Step, document: Document, count_tokens: CountTokens | None = None) -> str:
+        """What `step` reads of a document: its beginning, up to the step's limits."""
         text = whole_characters(document.text).strip()
         if step.prompt_words is not None:
             text = first_words(text, step.prompt_words)
-        text = cut_at_sentence(text, step.max_input_tokens, count_tokens)
-        user = step.user.replace(PLACEHOLDER, text)
-        if step.prompt == "text":
-            return user
-        system = [{"role": "system", "content": step.system}] if step.system else []
-        return [*system, {"role": "user", "content": user}]
+        return cut_at_sentence(text, step.max_input_tokens, count_tokens)
+
+    @staticmethod
+    def pieces(step: Step, document: Document, count_tokens: CountTokens | None = None) -> list[str]:
+        """A document as the texts that a step with `for_each: document` reads one by one; nothing is left out."""
+        rest = whole_characters(document.text).strip()
+        found = []
+        while rest:
+            piece = cut_at_sentence(rest, step.max_input_tokens, count_tokens)
+            if not piece:
+                break
+            found.append(piece)
+            rest = rest[len(piece) :].strip()
+        return found
 
 
 def _plain(value: Any) -> Any:
@@ -187,7 +353,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """A built-in recipe by name, or the recipe in a YAML file.
 
     Raises ValueError, naming the file and the nearest known name, for a recipe that does not exist, a field that does
-    not exist, a value that does not fit, more than one step, a template without {document}.
+    not exist, a value that does not fit, a step that names what does not come before it.
     """
     name = str(name_or_path)
     if name in RECIPES:
@@ -220,11 +386,10 @@ def recipe_from(values: Any, where: str = "the given recipe") -> Recipe:
         if not getattr(args, key):
             raise ValueError(f"{where} has no {key}")
     if not args.steps:
-        raise ValueError(f"{where} has no steps; a recipe needs one, with a user template")
-    if len(args.steps) > 1:
-        names = ", ".join(str(step.get("name", "?")) if isinstance(step, Mapping) else "?" for step in args.steps)
-        raise ValueError(f"{where} has {len(args.steps)} steps ({names}); this version runs recipes of one step")
-    step = _build_step(args.steps[0], f"step 1 of {where}")
+        raise ValueError(f"{where} has no steps; a recipe needs at least one, with a user template")
+    if args.keywords < 1:
+        raise ValueError(f"{where}: keywords must be at least 1, got {args.keywords}")
+    assign = tuple((name, _choices(name, values, where)) for name, values in args.assign.items())
     return Recipe(
         name=args.name,
         version=args.version,
@@ -232,45 +397,134 @@ def recipe_from(values: Any, where: str = "the given recipe") -> Recipe:
         citation=args.citation,
         evidence=tuple(args.evidence),
         generator=args.generator,
-        steps=(step,),
+        steps=_build_steps(args.steps, dict(assign), where),
+        assign=assign,
+        keywords=args.keywords,
     )
 
 
-def _build_step(values: Any, where: str) -> Step:
+def _choices(name: str, values: Any, where: str) -> tuple[str, ...]:
+    if not _NAME.fullmatch(name) or name in RESERVED:
+        raise ValueError(f"{where}: a variable is called in lower case, and not {', '.join(RESERVED)}; got {name!r}")
+    if not isinstance(values, list | tuple) or not values or len(set(map(str, values))) < len(values):
+        raise ValueError(f"{where}: variable {name} needs a list of different values; got {values!r}")
+    return tuple(str(value) for value in values)
+
+
+def _build_steps(values: Sequence[Any], assign: Mapping[str, Any], where: str) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for number, value in enumerate(values, 1):
+        steps.append(_build_step(value, steps, assign, f"step {number} of {where}"))
+    # A step's text is a record where nobody goes on from it.
+    needed = {name for step in steps for name in step.after}
+    asked = [value.get("emit") for value in values]
+    return tuple(
+        dataclasses.replace(step, emit=step.name not in needed if emit is None else step.emit)
+        for step, emit in zip(steps, asked, strict=True)
+    )
+
+
+def _build_step(values: Any, before: Sequence[Step], assign: Mapping[str, Any], where: str) -> Step:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping with keys name, prompt, user, ...; got {values!r}")
     args = build_args(StepArgs, (where, _literal(values)))
+    known = [step.name for step in before]
     if not args.name:
         raise ValueError(f"{where} has no name")
-    if args.prompt not in PROMPT_KINDS:
-        raise ValueError(f"{where}: prompt is {' or '.join(PROMPT_KINDS)}; got {args.prompt!r}")
-    if args.prompt == "text" and args.system:
-        raise ValueError(f"{where}: a text prompt has no system message; put everything into user")
-    if args.user.count(PLACEHOLDER) != 1 or PLACEHOLDER in args.system:
-        raise ValueError(f"{where}: user must hold {PLACEHOLDER} exactly once, and system must not hold it")
-    for key in ("prompt_words", "max_input_tokens"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise ValueError(f"{where}: {key} must be at least 1, got {value}")
-    if args.expected_output_tokens < 0:
-        raise ValueError(f"{where}: expected_output_tokens must not be negative, got {args.expected_output_tokens}")
-    sampling = Sampling(**dataclasses.asdict(args.sampling))
-    _validate_sampling(sampling, where)
-    filters = tuple(build_filter(_literal(item), f"filter {i} of {where}") for i, item in enumerate(args.filters, 1))
-    names = [item.name for item in filters]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{where}: a filter is named twice among {', '.join(names)}; known are {', '.join(FILTERS)}")
-    return Step(
+    if not _NAME.fullmatch(args.name) or args.name in (*RESERVED, *known, *assign):
+        raise ValueError(
+            f"{where}: a step has a lower-case name of its own, other than {', '.join(RESERVED)}; got {args.name!r}"
+        )
+    after = tuple(known[-1:] if args.after is None else args.after)
+    for name in after:
+        if name not in known:
+            raise ValueError(
+                f"{where} comes after {name!r}, which is no step before it; before it are {known or 'none'}"
+            )
+    _validate_step(args, where)
+    step = Step(
         name=args.name,
+        after=after,
+        for_each=args.for_each,
         prompt=args.prompt,
         system=args.system,
         user=args.user,
         prompt_words=args.prompt_words,
         max_input_tokens=args.max_input_tokens,
+        max_step_tokens=args.max_step_tokens,
+        parse=args.parse,
+        gate=None if args.gate is None else Gate(**dataclasses.asdict(args.gate)),
+        emit=bool(args.emit),
         expected_output_tokens=args.expected_output_tokens,
-        sampling=sampling,
-        filters=filters,
+        sampling=Sampling(**dataclasses.asdict(args.sampling)),
+        filters=_build_filters(args.filters, where),
     )
+    _validate_order(step, before, assign, where)
+    return step
+
+
+def _build_filters(values: Sequence[Any], where: str) -> tuple[FilterArgs, ...]:
+    filters = tuple(build_filter(_literal(item), f"filter {i} of {where}") for i, item in enumerate(values, 1))
+    names = [item.name for item in filters]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: a filter is named twice among {', '.join(names)}; known are {', '.join(FILTERS)}")
+    return filters
+
+
+def _validate_step(args: StepArgs, where: str) -> None:
+    if args.prompt not in PROMPT_KINDS:
+        raise ValueError(f"{where}: prompt is {' or '.join(PROMPT_KINDS)}; got {args.prompt!r}")
+    if args.prompt == "text" and args.system:
+        raise ValueError(f"{where}: a text prompt has no system message; put everything into user")
+    if args.parse not in PARSERS:
+        near = difflib.get_close_matches(args.parse, PARSERS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(PARSERS)}"
+        raise ValueError(f"{where}: no parser {args.parse!r}; {hint}")
+    for key in ("prompt_words", "max_input_tokens", "max_step_tokens"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise ValueError(f"{where}: {key} must be at least 1, got {value}")
+    if args.expected_output_tokens < 0:
+        raise ValueError(f"{where}: expected_output_tokens must not be negative, got {args.expected_output_tokens}")
+    gate = args.gate
+    if gate is not None and (
+        gate.min_items < 0 or gate.retries < 0 or (gate.max_items or gate.min_items or 1) < max(1, gate.min_items)
+    ):
+        raise ValueError(f"{where}: a gate has 0 <= min_items <= max_items and retries of at least 0; got {gate}")
+    _validate_sampling(Sampling(**dataclasses.asdict(args.sampling)), where)
+
+
+def _validate_order(step: Step, before: Sequence[Step], assign: Mapping[str, Any], where: str) -> None:
+    """Placeholders and items of `step` come from what is done before it."""
+    by_name = {one.name: one for one in before}
+
+    def chain(name: str) -> set[str]:
+        return {name, *(found for parent in by_name[name].after for found in chain(parent))}
+
+    done = {name for parent in step.after for name in chain(parent)}
+    fanned = [one for one in before if one.name in done and one.for_each is not None]
+    if step.for_each == DOCUMENT:
+        if step.after:
+            parents = ", ".join(step.after)
+            raise ValueError(
+                f"{where}: for_each: document is for steps that come first; this one comes after {parents}"
+            )
+    elif step.for_each is not None and step.for_each not in step.after:
+        parents = ", ".join(step.after) or "none"
+        raise ValueError(f"{where}: for_each is {DOCUMENT} or a step of after ({parents}); got {step.for_each!r}")
+    if step.for_each is not None and fanned:
+        raise ValueError(f"{where}: its document is in items since step {fanned[0].name}; items of items are not made")
+    allowed = {DOCUMENT, "keywords", *assign, *done}
+    if step.for_each is not None or fanned:
+        allowed |= {"item", "item_number"}
+    for name in sorted(step.placeholders - allowed):
+        near = difflib.get_close_matches(name, allowed, n=1)
+        hint = f"did you mean {{{near[0]}}}?" if near else f"it may name {', '.join(sorted(allowed))}"
+        raise ValueError(f"{where}: nothing stands for {{{name}}}; {hint}; literally it is {{{{{name}}}}}")
+    if not step.placeholders & ({DOCUMENT, "item", "keywords"} | done):
+        raise ValueError(
+            f"{where}: user holds neither {{document}} nor {{item}}, {{keywords}} or an earlier step's text"
+        )
 
 
 def _validate_sampling(sampling: Sampling, where: str) -> None:
@@ -298,6 +552,31 @@ def _literal(value: Any) -> Any:
     if isinstance(value, list):
         return [_literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+# --- a document's words ---
+
+
+def draw_keywords(text: str, count: int, seed: int) -> list[str]:
+    """`count` different words of at least 4 letters from `text` (fewer where it has fewer), drawn by `seed`.
+
+    Words that begin more than one sentence in ten of any text (this, that, with, ...) are left out.
+    """
+    words = dict.fromkeys(word.lower() for word in re.findall(r"[^\W\d_]{4,}", text))
+    found = [word for word in words if word not in _COMMON_WORDS]
+    order = sorted(found, key=lambda word: sha256_json(["keyword", seed, word]))
+    return order[:count]
+
+
+_COMMON_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """about above after again also although among because been before being between both could does doing down
+        during each from further have having here however into itself just like made make many more most much must only
+        other over same should since some such than that their them then there these they this those through under until
+        upon used very were what when where which while will with within would your""",
+    )
+)
 
 
 # --- cutting a document to the recipe's input ---

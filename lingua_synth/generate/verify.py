@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lingua_synth.documents import read_documents
 from lingua_synth.files import read_json, sha256_file
 from lingua_synth.generate import store
 
@@ -17,8 +19,8 @@ def verify(out_dir: str | Path) -> list[str]:
     """The problems of a finished run, in words; an empty list when there is none.
 
     Checks that every file has the hash the manifest gives, that counts and token sums are those of the lines, that
-    every input ended in exactly one record, filtered row or failure, and that no id occurs twice. Reads
-    everything once; keeps one id per input in memory. At most 100 problems are listed.
+    every input, and every item that its steps found, ended in a record, a filtered row or a failure, and that no id
+    occurs twice. Reads everything once; keeps one id per text in memory. At most 100 problems are listed.
     Raises ValueError for a folder without a manifest: the run is not finished.
     """
     folder = Path(out_dir)
@@ -45,21 +47,14 @@ def _problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
         yield "the manifest's shards are not numbered without a gap from 0"
     listed = {name for shard in shards for name in shard["files"]}
     for kind in store.KINDS:
-        for path in sorted(folder.glob(f"{kind}-*.jsonl")):
+        for path in sorted(folder.glob(f"{kind}-*")):
             if path.name not in listed:
                 yield f"{path.name} is in the folder and not in the manifest"
+    with_items = {step["for_each"] for step in manifest["recipe"]["steps"] if step["for_each"]}
     ids: set[str] = set()
     for shard in shards:
-        yield from _shard_problems(folder, shard, ids)
-    for key in (
-        "inputs",
-        "source_documents",
-        "records",
-        "failed",
-        "prompt_tokens",
-        "generated_tokens",
-        "output_tokens",
-    ):
+        yield from _shard_problems(folder, shard, ids, with_items)
+    for key in store.SUMS:
         total = sum(shard[key] for shard in shards)
         if manifest[key] != total:
             yield f"the manifest counts {manifest[key]:,} {key}, its shards {total:,}"
@@ -69,43 +64,47 @@ def _problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
             yield f"the manifest counts {key} {manifest[key]}, its shards {total_by}"
 
 
-def _shard_problems(folder: Path, shard: dict[str, Any], ids: set[str]) -> Iterator[str]:
+def _shard_problems(folder: Path, shard: dict[str, Any], ids: set[str], with_items: set[str]) -> Iterator[str]:
     index = shard["shard"]
     own = folder / store.shard_name(index)
     if not own.is_file() or read_json(own) != shard:
         yield f"{own.name} is not what the manifest says of shard {index}"
-    outcomes = shard["records"] + sum(shard["filtered"].values()) + shard["failed"]
-    if outcomes != shard["inputs"]:
-        yield f"shard {index} had {shard['inputs']:,} inputs and has {outcomes:,} outcomes"
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for kind in store.KINDS:
-        name = store.file_name(kind, index)
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in store.KINDS}
+    for name, described in shard["files"].items():
         path = folder / name
         if not path.is_file():
             yield f"{name} is missing"
             return
-        if sha256_file(path) != shard["files"][name]["sha256"]:
+        if sha256_file(path) != described["sha256"]:
             yield f"{name} has changed since it was written"
         try:
-            rows[kind] = [json.loads(line) for line in path.read_bytes().splitlines()]
+            rows[name.partition("-")[0]] = _read_rows(path)
         except ValueError as error:
-            yield f"{name} is not JSON lines: {error}"
+            yield f"{name} cannot be read: {error}"
             return
     yield from _count_problems(index, shard, rows)
+    yield from _input_problems(index, shard, rows, with_items)
     for kind, lines in rows.items():
         for row in lines:
             if row.get("id") is None:  # an input without a request: its id is that of an earlier document
                 continue
             if row["id"] in ids:
-                yield f"id {row['id']} occurs again in {store.file_name(kind, index)}"
+                yield f"id {row['id']} occurs again among the {kind} of shard {index}"
             ids.add(row["id"])
 
 
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return [dataclasses.asdict(document) for document in read_documents(str(path))]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
 def _count_problems(index: int, shard: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    kept = [row.get("meta", {}).get("synth", {}) for row in rows["documents"]]
+    kept = [_synth(row) for row in rows["documents"]]
     counted = {
         "records": len(kept),
         "failed": len(rows["failed"]),
+        "steps": len(rows["steps"]),
         "filtered": store.count_by(row.get("filter", "?") for row in rows["filtered"]),
         "flagged": store.count_by(name for synth in kept for name in synth.get("flags", {})),
         "output_tokens": sum(synth.get("output_tokens", 0) for synth in kept),
@@ -114,4 +113,39 @@ def _count_problems(index: int, shard: dict[str, Any], rows: dict[str, list[dict
         if shard[key] != value:
             yield f"shard {index} counts {key} {shard[key]}, its files {value}"
     if any(not row.get("text", "").strip() for row in rows["documents"]):
-        yield f"{store.file_name('documents', index)} has a record without text"
+        yield f"shard {index} has a record without text"
+
+
+def _input_problems(
+    index: int, shard: dict[str, Any], rows: dict[str, list[dict[str, Any]]], with_items: set[str]
+) -> Iterator[str]:
+    """Every input has an outcome, and so has every item of those that were taken apart."""
+    ended = [row for kind in ("documents", "filtered", "failed") for row in rows[kind]]
+    num_duplicates = sum(row.get("id") is None for row in ended)
+    inputs = {_input(row) for row in ended if row.get("id") is not None}
+    if len(inputs) + num_duplicates != shard["inputs"]:
+        yield f"shard {index} had {shard['inputs']:,} inputs and has outcomes of {len(inputs) + num_duplicates:,}"
+    if not with_items:
+        return
+    seen = {(_input(row), _about(row).get("item")) for row in [*ended, *rows["steps"]]}
+    for row in rows["steps"]:
+        if _about(row).get("step") in with_items:
+            missing = [item for item in range(1, row["items"] + 1) if (_input(row), item) not in seen]
+            if missing:
+                source = _about(row).get("source_id")
+                yield f"of input {source} in shard {index}, items {missing[:5]} have no outcome"
+
+
+def _synth(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = row.get("meta", {}).get("synth", {})
+    return found
+
+
+def _about(row: dict[str, Any]) -> dict[str, Any]:
+    """Where step, item and source of a row stand: failures have no text and so no `meta`."""
+    return _synth(row) or row
+
+
+def _input(row: dict[str, Any]) -> tuple[Any, Any]:
+    about = _about(row)
+    return about.get("source_id"), about.get("sample")

@@ -29,7 +29,7 @@ def a_recipe(**changes):
 
 def test_the_built_in_recipes_are_these():
     assert RECIPES == ("continue", "hq", "qa")
-    assert {name: load_recipe(name).prompt_sha256 for name in RECIPES} == GOLDEN
+    assert {name: load_recipe(name).steps[0].prompt_sha256 for name in RECIPES} == GOLDEN
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -42,7 +42,7 @@ def test_a_built_in_recipe_says_where_it_comes_from(name):
 @pytest.mark.parametrize("name", ["hq", "qa"])
 def test_the_paper_s_recipes_sample_and_filter_as_the_paper_does(name):
     recipe = load_recipe(name)
-    step = recipe.step
+    (step,) = recipe.steps
     assert step.sampling == Sampling(temperature=0.7, top_p=0.95, max_tokens=2048)
     assert (step.max_input_tokens, step.expected_output_tokens) == (2000, 550)
     drops = {one.name: one.parameters for one in step.filters if one.action == "drop"}
@@ -80,12 +80,12 @@ INSTRUCTIONS = {
     ("name", "words"), [(name, words) for name, known in INSTRUCTIONS.items() for words in known.values()]
 )
 def test_every_instruction_of_the_source_is_in_the_prompt(name, words):
-    assert words in load_recipe(name).step.user
+    assert words in load_recipe(name).steps[0].user
 
 
 @pytest.mark.parametrize("name", ["hq", "qa"])
 def test_a_chat_prompt_is_a_system_and_a_user_message_with_the_document_inside(name):
-    system, user = load_recipe(name).render(DOCUMENT)
+    system, user = render(load_recipe(name), DOCUMENT)
     assert (system["role"], user["role"]) == ("system", "user")
     assert "to the point and in detail" in system["content"] and "no notes of your own" in system["content"]
     assert "\n\nText:\nBolts hold. {They} cost 3 {units}.\n\n" in user["content"]
@@ -94,26 +94,30 @@ def test_a_chat_prompt_is_a_system_and_a_user_message_with_the_document_inside(n
 
 def test_continue_gives_the_first_words_and_nothing_else():
     text = "  One two\nthree " + " ".join(f"w{i}" for i in range(40))
-    prompt = load_recipe("continue").render(Document("d", text))
+    prompt = render(load_recipe("continue"), Document("d", text))
     assert prompt == "One two\nthree " + " ".join(f"w{i}" for i in range(13))
     assert len(prompt.split()) == 16
+
+
+def render(recipe, document):
+    return recipe.render(recipe.steps[0], document)
 
 
 @given(st.text(min_size=1, max_size=300))
 @settings(max_examples=200, deadline=None)
 def test_any_document_is_inserted_as_it_is(text):
-    recipe = recipe_from(a_recipe(user="A {brace} %s $x ${y} {document} {0}"))
-    (message,) = recipe.render(Document("d", text))
+    recipe = recipe_from(a_recipe(user="A {{brace}} %s $x ${y} {document} {0}"))
+    (message,) = render(recipe, Document("d", text))
     assert message["content"] == "A {brace} %s $x ${y} " + whole_characters(text).strip() + " {0}"
 
 
 def test_a_document_that_names_the_placeholder_is_not_inserted_twice():
-    (message,) = recipe_from(a_recipe()).render(Document("d", "{document} and {document}"))
+    (message,) = render(recipe_from(a_recipe()), Document("d", "{document} and {document}"))
     assert message["content"] == "Read {document} and {document} now."
 
 
 def test_half_of_a_surrogate_pair_does_not_reach_an_engine():
-    (message,) = recipe_from(a_recipe()).render(Document("d", "a\ud800b \ud83d\ude00"))
+    (message,) = render(recipe_from(a_recipe()), Document("d", "a\ud800b \ud83d\ude00"))
     assert message["content"] == "Read a\ufffdb \U0001f600 now."
 
 
@@ -122,8 +126,14 @@ def test_half_of_a_surrogate_pair_does_not_reach_an_engine():
     [
         ({"promt": "chat"}, "unknown key promt in step 1 of the given recipe; did you mean prompt?"),
         ({"prompt": "poem"}, "prompt is chat or text; got 'poem'"),
-        ({"user": "no place"}, "user must hold {document} exactly once"),
-        ({"user": "{document} {document}"}, "user must hold {document} exactly once"),
+        ({"user": "no place"}, "user holds neither {document} nor {item}"),
+        ({"user": "{documnt}"}, "nothing stands for {documnt}; did you mean {document}?"),
+        ({"user": "{document} {item}"}, "nothing stands for {item}"),
+        ({"parse": "item"}, "no parser 'item'; did you mean items?"),
+        ({"after": ["b"]}, "comes after 'b', which is no step before it"),
+        ({"for_each": "b"}, "for_each is document or a step of after (none); got 'b'"),
+        ({"gate": {"min_items": 3, "max_items": 2}}, "a gate has 0 <= min_items <= max_items"),
+        ({"name": "item"}, "a step has a lower-case name of its own"),
         ({"prompt": "text", "system": "x"}, "a text prompt has no system message"),
         ({"name": ""}, "has no name"),
         ({"prompt_words": 0}, "prompt_words must be at least 1, got 0"),
@@ -149,13 +159,6 @@ def test_a_recipe_with_a_fault_is_refused_in_words(changes, words):
     assert words in str(refused.value)
 
 
-def test_more_than_one_step_is_refused_by_name():
-    values = a_recipe()
-    values["steps"] = [{"name": "outline", "user": "{document}"}, {"name": "chapter", "user": "{document}"}]
-    with pytest.raises(ValueError, match=r"has 2 steps \(outline, chapter\); this version runs recipes of one step"):
-        recipe_from(values)
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -177,8 +180,8 @@ def test_a_recipe_of_the_user_s_own_is_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(a_recipe(system="Be ${brief}.", max_input_tokens=7)))
     recipe = load_recipe(str(path))
-    assert (recipe.name, recipe.version, recipe.step.max_input_tokens) == ("mine", 2, 7)
-    assert recipe.render(DOCUMENT)[0]["content"] == "Be ${brief}."
+    assert (recipe.name, recipe.version, recipe.steps[0].max_input_tokens) == ("mine", 2, 7)
+    assert render(recipe, DOCUMENT)[0]["content"] == "Be ${brief}."
     assert recipe_from(recipe.to_dict()) == recipe
 
 
@@ -204,8 +207,8 @@ def test_a_recipe_that_is_not_there(name, words, tmp_path, monkeypatch):
 def test_identities_follow_what_decides_the_output():
     recipe = load_recipe("hq")
     warmer = recipe.with_sampling(temperature=0.9, max_tokens=None)
-    assert warmer.step.sampling == Sampling(0.9, 0.95, 2048)
-    assert warmer.prompt_sha256 == recipe.prompt_sha256
+    assert warmer.steps[0].sampling == Sampling(0.9, 0.95, 2048)
+    assert warmer.steps[0].prompt_sha256 == recipe.steps[0].prompt_sha256
     assert warmer.sha256 != recipe.sha256
     assert dataclasses.replace(recipe, description="other words").sha256 == recipe.sha256
     with pytest.raises(ValueError, match="top_p"):

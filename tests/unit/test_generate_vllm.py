@@ -42,7 +42,8 @@ class LLMEngineTwin:
         self.vllm_config = types.SimpleNamespace(
             model_config=types.SimpleNamespace(
                 max_model_len=CONTEXT, hf_config=types.SimpleNamespace(_commit_hash="c0ffee")
-            )
+            ),
+            parallel_config=types.SimpleNamespace(world_size_across_dp=2),
         )
         self.inside = {}
         self.most_inside = 0
@@ -78,7 +79,8 @@ class LLMEngineTwin:
 
 def output_of(request_id, ids, finish_reason="stop"):
     completion = types.SimpleNamespace(text=f"text {request_id}", token_ids=[2] * 60, finish_reason=finish_reason)
-    return types.SimpleNamespace(request_id=request_id, finished=True, prompt_token_ids=ids, outputs=[completion])
+    about = {"request_id": request_id, "finished": True, "prompt_token_ids": ids, "num_cached_tokens": 16}
+    return types.SimpleNamespace(**about, outputs=[completion])
 
 
 class LLMTwin:
@@ -120,7 +122,7 @@ def test_twice_as_many_requests_as_run_are_kept_inside(vllm):
     assert len(outcomes) == 200 and twin.most_inside == 16
     # Never a pause until the input ends: at every step there is more waiting than runs.
     assert all(size == 16 for size in twin.sizes_at_step[: len(twin.sizes_at_step) // 2])
-    assert outcomes["k3"] == Generation("k3", "text k3", 9, 60, "stop")
+    assert outcomes["k3"] == Generation("k3", "text k3", 9, 60, "stop", cached_tokens=16)
 
 
 def test_the_sampling_and_the_seed_of_every_request_are_passed_on(vllm):

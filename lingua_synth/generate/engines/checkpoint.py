@@ -97,7 +97,12 @@ class CheckpointEngine:
         """Length of `text` in the model's tokens, without BOS."""
         return len(self._tokenizer.encode(text))
 
-    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+    @property
+    def num_gpus(self) -> int:
+        """1 on a GPU, 0 on a CPU."""
+        return int(self._device.type == "cuda")
+
+    def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Sample batch by batch. Results come when their batch is finished; closing stops the batches at work."""
         import torch
 
@@ -110,6 +115,8 @@ class CheckpointEngine:
                 while True:
                     # One more than can run, so that a worker finds its next batch waiting.
                     for batch in itertools.islice(batches, num_workers + 1 - len(running)):
+                        if batch is None:
+                            break
                         running.add(pool.submit(self._sample, batch, stop))
                     if not running:
                         return
@@ -121,13 +128,29 @@ class CheckpointEngine:
                 for future in running:
                     future.cancel()
 
-    def _batches(self, requests: Iterator[Request]) -> Iterator[list[Encoded]]:
-        """At most `batch_size` requests of one group and sampling, of nearly equal lengths, with their prompts' ids."""
-        for _, group in itertools.groupby(requests, key=lambda request: (request.group, request.sampling)):
-            while window := list(itertools.islice(group, self._batch_size * BATCHES_PER_WINDOW)):
-                encoded = sorted(((request, self._encode(request)) for request in window), key=lambda one: len(one[1]))
-                for start in range(0, len(encoded), self._batch_size):
-                    yield encoded[start : start + self._batch_size]
+    def _batches(self, requests: Iterator[Request | None]) -> Iterator[list[Encoded] | None]:
+        """At most `batch_size` requests of one group and sampling, of nearly equal lengths, with their prompts' ids.
+
+        Requests that wait for outcomes end a batch, as a group does; then None, until there are more.
+        """
+        window: list[Request] = []
+        for request in requests:
+            kind = request and (request.group, request.sampling)
+            if window and (
+                kind != (window[0].group, window[0].sampling) or len(window) == self._batch_size * BATCHES_PER_WINDOW
+            ):
+                yield from self._by_length(window)
+                window = []
+            if request is None:
+                yield None
+            else:
+                window.append(request)
+        yield from self._by_length(window)
+
+    def _by_length(self, window: Sequence[Request]) -> Iterator[list[Encoded]]:
+        encoded = sorted(((request, self._encode(request)) for request in window), key=lambda one: len(one[1]))
+        for start in range(0, len(encoded), self._batch_size):
+            yield encoded[start : start + self._batch_size]
 
     def _encode(self, request: Request) -> list[int]:
         assert isinstance(request.prompt, str), "the runner asks prompt_kinds before it sends a chat"

@@ -30,6 +30,7 @@ class MockEngine:
     name = "mock"
     revision = "mock"
     prompt_kinds = ("chat", "text")
+    num_gpus = 0
 
     def __init__(
         self,
@@ -52,15 +53,18 @@ class MockEngine:
         """Words."""
         return len(text.split())
 
-    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+    def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """One outcome per request; the order depends on nothing but the requests."""
         order = random.Random(self.num_requests)
         waiting: list[Request] = []
         num_outcomes = 0
         for request in requests:
-            self.num_requests += 1
-            waiting.append(request)
-            if len(waiting) >= self._window:
+            if request is not None:
+                self.num_requests += 1
+                waiting.append(request)
+            if request is None and not waiting:
+                return
+            if len(waiting) >= self._window or request is None:
                 yield self._outcome(waiting.pop(order.randrange(len(waiting))), num_outcomes)
                 num_outcomes += 1
         while waiting:

@@ -140,7 +140,12 @@ class OpenAIEngine:
         """None: only the server has the tokenizer."""
         return None
 
-    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+    @property
+    def num_gpus(self) -> int:
+        """0: the servers' GPUs are not this process's."""
+        return 0
+
+    def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Keep `max_in_flight` requests at every server until the requests are through; results as they arrive."""
         outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         room = self._max_in_flight * len(self._urls)
@@ -149,9 +154,12 @@ class OpenAIEngine:
         with _Client(self, outcomes) as client:
             while True:
                 while not exhausted and num_waiting < room:
-                    request = next(requests, None)
-                    if request is None:
+                    try:
+                        request = next(requests)
+                    except StopIteration:
                         exhausted = True
+                        break
+                    if request is None:  # more come when more is done
                         break
                     client.submit(request)
                     num_waiting += 1
@@ -422,7 +430,9 @@ def _read_answer(request: Request, answer: Any) -> Generation:
     usage = answer.get("usage") or {}
     prompt_tokens, output_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if isinstance(prompt_tokens, int) and isinstance(output_tokens, int):
-        return Generation(request.key, text, prompt_tokens, output_tokens, finish_reason)
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return Generation(request.key, text, prompt_tokens, output_tokens, finish_reason, cached or 0)
     prompt = request.prompt if isinstance(request.prompt, str) else "".join(m["content"] for m in request.prompt)
     return Generation(
         request.key, text, estimate_tokens(prompt), estimate_tokens(text), finish_reason, tokens_are_estimates=True

@@ -91,7 +91,14 @@ class VLLMEngine:
         """Length of `text` in the model's tokens, without special ones."""
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def run(self, requests: Iterator[Request]) -> Generator[Outcome, None, None]:
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of its tensor, pipeline and data parallel ranks; 0 on a CPU."""
+        if _device_type() == "cpu":
+            return 0
+        return int(self._llm.llm_engine.vllm_config.parallel_config.world_size_across_dp)
+
+    def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Keep 2 x `max_num_seqs` requests inside vLLM until all are through; results as they finish."""
         engine = self._llm.llm_engine
         inside: dict[str, Request] = {}
@@ -99,9 +106,13 @@ class VLLMEngine:
         try:
             while inside or not exhausted:
                 while not exhausted and len(inside) < 2 * self._max_num_seqs:
-                    request = next(requests, None)
-                    if request is None:
+                    try:
+                        request = next(requests)
+                    except StopIteration:
                         exhausted = True
+                        break
+                    if request is None:  # more come when more is done
+                        exhausted = not inside
                         break
                     ids = self._encode(request.prompt)
                     room = self._config.max_model_len - len(ids)
@@ -193,4 +204,5 @@ def _read_output(output: Any) -> Outcome:
         len(output.prompt_token_ids),
         len(completion.token_ids),
         completion.finish_reason,
+        cached_tokens=output.num_cached_tokens or 0,
     )

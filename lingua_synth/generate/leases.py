@@ -1,0 +1,195 @@
+"""Who works on what, on a shared file system, without a coordinator.
+
+    leases/00012/1    the first claim on shard 12, an empty-or-JSON file made with O_EXCL: exactly one process makes it
+    leases/00012/2    the second claim, made after the first was given back or its process was found dead
+
+The claim with the highest number owns. A claim is alive while its file's modification time is fresh (a thread of its
+process touches it) and, where it can be asked, while its process lives: on the same machine a `kill -9` is seen at
+once. Times are those of the file system on both sides of the comparison, so clocks of machines need not agree. A
+process that was stopped for longer than a lease and wakes finds a higher claim and has lost: numbers only grow, and
+what it would publish is refused (`store.publish_shard`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+LEASE_S = 60.0
+"""Seconds without a sign of life after which a claim of another machine may be taken over."""
+
+
+class Leases:
+    """The claims of one process in the folder `folder`; a context manager that gives all of them back.
+
+    Raises OSError where the file system refuses a write.
+    """
+
+    def __init__(self, folder: Path, lease_s: float = LEASE_S) -> None:
+        assert lease_s > 0, "a lease lasts a while"
+        self._folder = folder
+        self._lease_s = lease_s
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        """Name of this process in the folder, unlike any other's."""
+        self._me = {"worker": self.worker, **_this_process()}
+        self._held: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clear_dead()
+        self._beat = folder / f".{self.worker}"
+        self._beat.write_text(json.dumps(self._me), encoding="utf-8")
+        self._thread = threading.Thread(target=self._keep_alive, name="leases", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Leases:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give everything back and stop."""
+        self._stop.set()
+        self._thread.join()
+        for name in list(self._held):
+            self.release(name)
+        self._beat.unlink(missing_ok=True)
+
+    def claim(self, name: str) -> int | None:
+        """Number of our new claim on `name`, or None while a living process holds it."""
+        place = self._folder / name
+        place.mkdir(exist_ok=True)
+        numbers = _claims(place)
+        if numbers and self._is_alive(place / str(numbers[-1])):
+            return None
+        number = numbers[-1] + 1 if numbers else 1
+        try:
+            descriptor = os.open(place / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:  # somebody was faster
+            return None
+        except FileNotFoundError:  # the work was finished in the meantime, and its claims are gone
+            return None
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(self._me, file)
+        with self._lock:
+            self._held[name] = number
+        return number
+
+    def earlier_claims(self, name: str) -> list[int]:
+        """Numbers of the claims on `name` before ours, oldest first."""
+        return [number for number in _claims(self._folder / name) if number < self._held[name]]
+
+    def holds(self, name: str) -> bool:
+        """Whether our claim on `name` is still the last one."""
+        numbers = _claims(self._folder / name)
+        return name in self._held and bool(numbers) and numbers[-1] == self._held[name]
+
+    def is_held(self, name: str) -> bool:
+        """Whether a living process, ours or another, has a claim on `name`."""
+        numbers = _claims(self._folder / name)
+        return bool(numbers) and self._is_alive(self._folder / name / str(numbers[-1]))
+
+    def num_workers(self) -> int:
+        """Processes at work in the folder, about: those that were killed count until they are cleared away."""
+        return max(1, sum(name.startswith(".") for name in os.listdir(self._folder)))
+
+    def release(self, name: str) -> None:
+        """Give `name` back unfinished: the next claim may follow at once, under the next number."""
+        with self._lock:
+            number = self._held.pop(name, None)
+        if number is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self._folder / name / str(number), (0, 0))
+
+    def finish(self, name: str) -> None:
+        """Remove all claims on `name`, whose work is done and marked as done elsewhere."""
+        with self._lock:
+            self._held.pop(name, None)
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def _keep_alive(self) -> None:
+        while not self._stop.wait(self._lease_s / 4):
+            with self._lock:
+                for name, number in self._held.items():
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(self._folder / name / str(number))
+
+    def _clear_dead(self) -> None:
+        """Remove the signs of life of processes of this machine that live no more."""
+        for path in self._folder.glob(".*"):
+            holder = _parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if holder.get("host") == self._me["host"] and not _process_lives(holder):
+                path.unlink(missing_ok=True)
+
+    def _is_alive(self, claim: Path) -> bool:
+        try:
+            touched = claim.stat().st_mtime
+            content = claim.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        if touched == 0:  # given back
+            return False
+        holder = _parse(content)
+        if holder.get("worker") == self.worker:
+            return True
+        if holder and holder.get("host") == self._me["host"]:
+            return _process_lives(holder)
+        os.utime(self._beat)
+        return self._beat.stat().st_mtime - touched < self._lease_s
+
+
+def _claims(place: Path) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(place) if name.isdigit())
+    except FileNotFoundError:
+        return []
+
+
+def _parse(content: str) -> dict[str, Any]:
+    """What a claim says of its process; {} for one that is just being made."""
+    try:
+        value = json.loads(content)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": _host(), "pid": os.getpid(), "started": _start_of(os.getpid())}
+
+
+def _host() -> str:
+    """This boot of this machine and, in containers, this space of process numbers: where a pid means something."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks: a number is given to another process after a while."""
+    with contextlib.suppress(OSError, IndexError):
+        # The name, in parentheses, may hold anything; the fields are counted behind it.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    return None
+
+
+def _process_lives(holder: dict[str, Any]) -> bool:
+    pid = int(holder["pid"])
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    started = _start_of(pid)
+    return started is None or holder.get("started") in (None, started)
