@@ -32,6 +32,8 @@ LINE_CORRELATION = 0.9999
 """|correlation| of ln N and ln D above which the runs lie on one line and the two terms cannot be told apart."""
 USUAL_EXPONENTS = (0.05, 1.0)
 OUTLIER_FACTOR = 10.0
+RISING_REACH = 10.0
+"""How many times beyond the largest run a law must go on falling, or a fit says that it does not."""
 GUESSING_NATS = float(np.log(1e6))
 """No tokenizer has a million tokens, so no model need lose more than this per token."""
 
@@ -504,6 +506,7 @@ def _warnings(
             warnings.append(f"{name} = {params[name]:.3g} is outside {USUAL_EXPONENTS}, where published exponents lie")
     if law.derivatives not in ("exact", "given"):
         warnings.append(f"derivatives of {law.name} by {law.derivatives}")
+    warnings += _rising_warnings(law, columns, params)
     warnings += _outlier_warnings(columns, residuals)
     warnings += _unit_warnings(columns, loss)
     if "D" in columns and columns["D"].max() < 1e5:
@@ -514,6 +517,32 @@ def _warnings(
         warnings.append(
             f"the largest N is {columns['N'].max():g} parameters; if N is in millions or billions, multiply"
         )
+    return warnings
+
+
+def _rising_warnings(law: Law, columns: dict[str, np.ndarray], params: dict[str, float]) -> list[str]:
+    """Where a law in N and D whose terms cross would have a larger model, or more tokens, do worse.
+
+    Laws with other variables may mean it (a penalty for repeats)."""
+    warnings: list[str] = []
+    if set(columns) - {"N", "D"}:
+        return warnings
+    for name, what in (("N", "parameters"), ("D", "tokens")):
+        if name not in columns:
+            continue
+        # The largest runs, and ten times beyond, with the other variables as in the middle of the table or at the top.
+        for share in (0.5, 1.0):
+            others = {other: float(np.quantile(values, share)) for other, values in columns.items() if other != name}
+            top = float(columns[name].max()) * np.array([1.0, RISING_REACH, 1.01, 1.01 * RISING_REACH])
+            point: dict[str, Any] = {**others, name: top}
+            at, beyond, more_at, more_beyond = law.predict(params, **point)
+            if more_at > at * (1 + 1e-9) or more_beyond > beyond * (1 + 1e-9):
+                where = "at the largest" if more_at > at * (1 + 1e-9) else f"before {RISING_REACH:g} times the largest"
+                warnings.append(
+                    f"the law turns up with {name}: {where} {name} of the runs more {what} would make the loss greater "
+                    f"({', '.join(f'{other} {value:.3g}' for other, value in others.items())}); it is no forecast there"
+                )
+                break
     return warnings
 
 

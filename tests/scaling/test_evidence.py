@@ -114,6 +114,24 @@ def test_a_fit_says_its_ranges_and_becomes_json(loss):
     assert plain["condition_number"] == fitted.condition_number > 1
 
 
+def test_a_law_that_turns_up_beyond_the_runs_says_so():
+    truth = {"E": 1.9, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.45, "c": -0.2}
+    law = InteractionLaw()
+    rising = fit(law, N=GRID_N, D=GRID_D, loss=law.predict(truth, N=GRID_N, D=GRID_D))
+    (note,) = rising.warnings
+    assert note.startswith("the law turns up with N: at the largest N of the runs more parameters would make the loss")
+    assert "(D 1e+10)" in note
+    assert law.predict(rising.params, N=3.1e9, D=1e10) > law.predict(rising.params, N=3e9, D=1e10)
+    # At the same D, but further out.
+    mild = truth | {"B": 50.0}
+    later = fit(law, N=GRID_N, D=GRID_D, loss=law.predict(mild, N=GRID_N, D=GRID_D))
+    values = law.predict(mild, N=np.array([3e9, 3.1e9, 3e10, 3.1e10]), D=1e10)
+    assert (np.diff(values)[::2] > 0).tolist() == [False, True]
+    assert "before 10 times the largest N of the runs" in later.warnings[0]
+    falling = truth | {"c": 0.05}
+    assert fit(law, N=GRID_N, D=GRID_D, loss=law.predict(falling, N=GRID_N, D=GRID_D)).warnings == []
+
+
 # --- the laws that came with this ---
 
 MORE = [
