@@ -96,6 +96,11 @@ def test_reasons_are_those_of_all_members(loss):
     assert not one_size.identifiable
     assert "all runs have one N" in one_size.reasons[0]
     assert fit_ensemble([JointLaw(), TiedLaw()], N=GRID_N, D=GRID_D, loss=loss).identifiable
+    # Five runs fix the joint law whatever they are; the tied law has one to spare.
+    five = [0, 5, 17, 30, 41]
+    both = fit_ensemble([JointLaw(), TiedLaw()], N=GRID_N[five], D=GRID_D[five], loss=loss[five])
+    assert "fewer points than parameters + 1" in both.fits[0].reasons[0]
+    assert not any("fewer points" in reason for reason in both.reasons)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +182,17 @@ def test_all_forms_are_tried_unless_named(loss):
     assert {score.name for score in curve.scores} == {"data", "rectified"}
     few = choose_law(D=GRID_D[at], loss=loss[at], origins=(0.6, 0.8))
     assert [score.name for score in few.scores] == ["data", "rectified"] or few.left_out
+
+
+def test_an_origin_with_too_few_runs_is_skipped_for_all(loss):
+    cheap = np.argsort(GRID_N * GRID_D, kind="stable")[:20]
+    choice = choose_law(
+        [TiedLaw(), InteractionLaw()], N=GRID_N[cheap], D=GRID_D[cheap], loss=loss[cheap], origins=(0.2, 0.6, 0.8)
+    )
+    # Four runs are as many as the tied law has parameters, and fewer than those of the interaction law.
+    assert len(choice.origins) == 2
+    assert min(choice.origins) > 6
+    assert {len(score.by_origin) for score in choice.scores} == {2}
 
 
 def test_laws_with_more_variables_are_compared_too():
