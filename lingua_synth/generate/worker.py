@@ -40,6 +40,7 @@ REQUESTS_BEFORE_JUDGING_FAILURES = 100
 NUM_ERRORS_SHOWN = 3
 LOOK_EVERY_S = 5.0
 """Seconds between looks at what other processes have finished."""
+_OUTCOME_FIELDS = tuple(field.name for field in dataclasses.fields(Generation) if field.name != "key")
 
 
 class Stopped(SystemExit):
@@ -113,6 +114,9 @@ class Worker:
         self._lease_s = lease_s
         self._graph = Graph(settings.recipe, settings.seed, settings.engine.count_tokens)
         self._order = {step.name: number for number, step in enumerate(settings.recipe.steps)}
+        # The same in every record, so computed once.
+        self._prompt_sha256 = {step.name: step.prompt_sha256 for step in settings.recipe.steps}
+        self._sampling = {step.name: dataclasses.asdict(step.sampling) for step in settings.recipe.steps}
         self.shards: dict[int, dict[str, Any]] = {}
         self._whole: set[int] = set()
         self._num_whole = 0
@@ -344,8 +348,8 @@ class Worker:
             self._count_failure(outcome)
             self._settle(due, {"error": whole_characters(outcome.error)})
             return
-        entry = dataclasses.asdict(outcome) | {"text": whole_characters(outcome.text)}
-        del entry["key"]
+        entry = {name: getattr(outcome, name) for name in _OUTCOME_FIELDS}
+        entry["text"] = whole_characters(outcome.text)
         self._journal.append(due.shard.index, {"call": f"{due.row}.{due.call.key}", **entry})
         self._settle(due, entry)
 
@@ -443,14 +447,14 @@ class Worker:
         return {
             "recipe": self._recipe.name,
             "recipe_version": self._recipe.version,
-            "prompt_sha256": step.prompt_sha256,
+            "prompt_sha256": self._prompt_sha256[step.name],
             "step": step.name,
             "sample": progress.sample,
             "source_id": progress.document.id,
             "audience": progress.variables.get("audience"),
             "generator": engine.name,
             "generator_revision": engine.revision,
-            "sampling": {**dataclasses.asdict(step.sampling), "seed": self._call_seed(progress, call)},
+            "sampling": {**self._sampling[step.name], "seed": self._call_seed(progress, call)},
             "prompt_tokens": generation.prompt_tokens,
             "output_tokens": generation.output_tokens,
             **optional,
