@@ -1,4 +1,4 @@
-"""`lingua-synth generate [run|list|show|verify] key=value ...`: synthetic documents from natural ones."""
+"""`lingua-synth generate [run|list|show|verify|cost] key=value ...`: synthetic documents from natural ones."""
 
 from __future__ import annotations
 
@@ -118,12 +118,13 @@ OPTION_KEYS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Dispatch to run (the default), list, show or verify."""
+    """Dispatch to run (the default), list, show, verify or cost."""
     verbs: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "list": _list,
         "show": _show,
         "verify": _verify,
+        "cost": _cost,
     }
     if not argv or "=" in argv[0] or argv[0] in HELP_FLAGS:
         return _run(argv)
@@ -261,6 +262,12 @@ def _read_document(path: str) -> Document:
     if not text.strip():
         raise ValueError(f"{path} is empty")
     return Document(file.name, text)
+
+
+def _cost(argv: Sequence[str]) -> int:
+    from lingua_synth.generate.cost_command import main as cost
+
+    return cost(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
