@@ -13,7 +13,19 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-MODULES = ("measure", "corpus", "rules", "readers", "loader", "tokenization", "encoders", "train", "fitters", "scaling")
+MODULES = (
+    "measure",
+    "corpus",
+    "rules",
+    "readers",
+    "loader",
+    "tokenization",
+    "encoders",
+    "train",
+    "fitters",
+    "scaling",
+    "generate",
+)
 
 
 @pytest.fixture
@@ -336,3 +348,28 @@ def test_scaling_reads_a_table(benchmarks, tmp_path):
     assert table["N"].tolist() == [1e6, 3e6] and table["loss"].tolist() == [3.0, 2.0]
     with pytest.raises(SystemExit, match="columns params, tokens, loss"):
         scaling.read_table(str(tmp_path / "none.csv"), 0)
+
+
+# --- generation ---
+
+
+def test_generation_is_measured_beside_a_bare_loop_and_a_bare_client(tmp_path):
+    page = tmp_path / "page.md"
+    done = run(
+        "generate.py", "--work", tmp_path / "work", "--out", page, "--documents", 60, "--requests", 40, "--rounds", 1,
+        "--latency", 0.01, "--window", 8,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = page.read_text()
+    assert str(tmp_path) not in written
+    alone, server = rows(written, "The runner alone"), rows(written, "Against a server")
+    assert set(alone) == {"bare loop", "**lingua_synth**"} and alone["bare loop"][2] == "x 1"
+    assert set(server) == {"aiohttp alone", "**lingua_synth**, openai"}
+    assert set(rows(written, "Goals")) == {
+        "records a second, one process", "memory at 4 x the documents", "against aiohttp alone",
+    }  # fmt: skip
+
+
+def test_a_generation_that_cannot_be_measured_is_refused():
+    done = run("generate.py", "--window", "0")
+    assert done.returncode == 2 and "--window must be at least 1, got 0" in done.stderr
