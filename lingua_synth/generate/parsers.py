@@ -51,8 +51,8 @@ def parse_items(text: str) -> Parsed:
 # --- outlines ---
 
 _WORDS = (
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
 )
 _ROMANS = "I II III IV V VI VII VIII IX X XI XII XIII XIV XV XVI XVII XVIII XIX XX"
 _NUMBERS = {written.lower(): number for names in (_WORDS, _ROMANS) for number, written in enumerate(names.split(), 1)}
@@ -128,7 +128,8 @@ def _parts(text: str, pattern: re.Pattern[str]) -> list[tuple[re.Match[str], str
 _LEAD = r"[ \t>#*_+\u2022\u2013-]{0,16}(?:\(?\d{1,3}[.):][ \t]{0,4})?[*_]{0,4}"
 # At the start of a line in many forms ("**Q1.**", "### Question 3:", "2. Answer -"); inside one only as "Question:".
 _TAGS = re.compile(
-    rf"(?:^{_LEAD}(?P<tag>(?i:question|answer)|Q|A)[ \t]{{0,2}}#?\d{{0,3}}[*_]{{0,4}}[ \t]{{0,2}}(?:[:.)\u2013\u2014-]|(?=\n))[*_]{{0,4}}"
+    rf"(?:^{_LEAD}(?P<tag>(?i:question|answer)|Q|A)[ \t]{{0,2}}#?\d{{0,3}}[*_]{{0,4}}[ \t]{{0,2}}"
+    rf"(?:[:.)\u2013\u2014-]|(?=\n))[*_]{{0,4}}"
     rf"|(?<=[\s.?!])[*_]{{0,4}}(?P<inside>Question|Answer)(?:[ ]\d{{1,3}})?[*_]{{0,4}}:[*_]{{0,4}})",
     re.MULTILINE,
 )
@@ -236,11 +237,8 @@ def parse_strategies(text: str) -> Parsed:
     follows it counts. A heading without a text below is an item of its own, unless it is the title
     over all others: the first, and higher than they or the only one without a text.
     """
-    marker = None
-    for marker in _FROM_HERE.finditer(text):
-        pass
-    if marker is not None and text[marker.end() :].strip():
-        text = text[marker.end() :]
+    behind = _parts(text, _FROM_HERE)[-1:]
+    text = behind[0][1] if behind and behind[0][1].strip() else text
     for pattern in (_HEADING, _TOP_LEVEL):
         found = _parts(text, pattern)
         sections = [(match["head"].strip(" \t\r*_#:"), body.strip()) for match, body in found]

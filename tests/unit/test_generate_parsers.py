@@ -21,8 +21,8 @@ from lingua_synth.generate.parsers import (
 # --- outlines ---
 
 TITLES = ["Fields", "Injuries: An Update", "Pitchers", "Rosters", "Fans", "Money", "Travel", "Rules", "Media", "Future"]
-WORDS = "One Two Three Four Five Six Seven Eight Nine Ten".split()
-ROMANS = "I II III IV V VI VII VIII IX X".split()
+WORDS = ["One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten"]
+ROMANS = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"]
 BOOK = tuple(f"Chapter {k}: {title}" for k, title in enumerate(TITLES, 1))
 
 
@@ -76,17 +76,17 @@ def test_headings_after_a_space_count_with_a_colon_only():
     assert parse_outline("It is said in Chapter 3. And Chapter 4, or so, says (Chapter 5) more.").items == ()
 
 
-def test_the_paper_s_own_sample():
+def test_headings_glued_to_the_line_before_and_headings_of_their_own():
+    # The form of the sample outline in appendix B.2.3 of Kang et al. (2025).
     text = (
-        "Title: The Baltimore Orioles\u2019 Spring Training\nIntroduction:\n - * Brief overview\n - * Purpose of the "
-        "textbook: an in-depth look at the Orioles\u2019 spring training activitiesChapter 1: Overview of the Orioles\u2019 "
-        "Spring Training Facilities\n - * Importance of multiple fields for rehabbing injured playersChapter 2: Injury "
-        "Updates and Rehabilitation\n - * Status during spring training...\nChapter 10: The Future of Orioles Baseball\n"
+        "Title: Bees of the North\nIntroduction:\n - * Why bees\n - * What this textbook is for: to show their year in "
+        "the hiveChapter 1: The Hive\n - * Its size\n - * Its need for roomChapter 2: Winter Losses and Care\n"
+        " - * Who survives the winter...\nChapter 10: Bees to Come\n - * Long-term careConclusion:\n"
     )
     assert parse_outline(text).items == (
-        "Chapter 1: Overview of the Orioles\u2019 Spring Training Facilities",
-        "Chapter 2: Injury Updates and Rehabilitation",
-        "Chapter 10: The Future of Orioles Baseball",
+        "Chapter 1: The Hive",
+        "Chapter 2: Winter Losses and Care",
+        "Chapter 10: Bees to Come",
     )
 
 
@@ -144,13 +144,13 @@ PAIRS = ("Question: What is it?\nAnswer: A cooler.", "Question: How big?\nAnswer
     "text",
     [
         "Question: What is it?\nAnswer: A cooler.\nQuestion: How big?\nAnswer: 100% more.\nAnd deeper.",
-        "Here they are:\n\nQuestion: What is it?\n\nAnswer: A cooler.\n\n\nQuestion: How big?\n\nAnswer: 100% more.\nAnd deeper.",
+        "Here:\n\nQuestion: What is it?\n\nAnswer: A cooler.\n\nQuestion: How big?\nAnswer: 100% more.\nAnd deeper.",
         "- Question: What is it? Answer: A cooler.\n- Question: How big? Answer: 100% more.\nAnd deeper.",
         "Question: What is it? Answer: A cooler. Question: How big? Answer: 100% more.\nAnd deeper.",
         "**Question:** What is it?\n**Answer:** A cooler.\n**Question:** How big?\n**Answer:** 100% more.\nAnd deeper.",
         "**Question 1: What is it?**\nAnswer: A cooler.\n\n**Question 2: How big?**\nAnswer: 100% more.\nAnd deeper.",
         "1. Question: What is it?\n   Answer: A cooler.\n2. Question: How big?\n   Answer: 100% more.\nAnd deeper.",
-        "### Question 1\nWhat is it?\n### Answer 1\nA cooler.\n### Question 2\nHow big?\n### Answer 2\n100% more.\nAnd deeper.",
+        "## Question 1\nWhat is it?\n## Answer\nA cooler.\n## Question 2\nHow big?\n## Answer\n100% more.\nAnd deeper.",
         "Q: What is it?\nA: A cooler.\nQ: How big?\nA: 100% more.\nAnd deeper.",
         "Q1. What is it?\nA1. A cooler.\nQ2. How big?\nA2. 100% more.\nAnd deeper.",
         "1. **What is it?**\nA cooler.\n\n2. **How big?**\n100% more.\nAnd deeper.",
@@ -190,11 +190,11 @@ GA = ("Genre: A diary\nAudience: Sailors, 20-40", "Genre: A quiz\nAudience: Chil
     "text",
     [
         "Genre: A diary\nAudience: Sailors, 20-40\n\nGenre: A quiz\nAudience: Children",
-        "1. Genre: A diary | Audience: Sailors, 20-40\n2. Genre: A quiz | Audience: Children\n\nThese pairs are varied.",
+        "1. Genre: A diary | Audience: Sailors, 20-40\n2. Genre: A quiz | Audience: Children\n\nAll varied.",
         "**Genre 1:** A diary\n**Audience 1:** Sailors, 20-40\n**Genre 2:** A quiz\n**Audience 2:** Children",
         "1. Genre: A diary\n   Audience: Sailors, 20-40\n2. Genre: A quiz\n   Audience: Children",
         "Audience: Sailors, 20-40\nGenre: A diary\nAudience: Children\nGenre: A quiz",
-        "Genre: A diary\nAudience: Sailors, 20-40\nGenre: A diary\nAudience: Sailors, 20-40\nGenre: A quiz\nAudience: Children",
+        "Genre: A diary\nAudience: Sailors, 20-40\n" * 2 + "Genre: A quiz\nAudience: Children",
         "Genre: lost\nGenre: A diary\nAudience: Sailors, 20-40\nGenre: A quiz\nAudience: Children\nAudience: lost",
         'Sure:\n```json\n[{"genre": "A diary", "audience": "Sailors, 20-40"},'
         ' {"Audience": "Children", "Genre": "A quiz"}]\n```',
