@@ -14,7 +14,7 @@ from lingua_synth.documents import Document, read_documents
 from lingua_synth.documents.locations import PYTHON_CORPUS, SUFFIXES, is_url
 from lingua_synth.files import what_is_there
 from lingua_synth.generate.engine import Prompt
-from lingua_synth.generate.engines import ENGINES, build_engine
+from lingua_synth.generate.engines import AUTO, ENGINES, build_engine
 from lingua_synth.generate.recipe import RECIPES, Recipe, Step, load_recipe
 from lingua_synth.generate.runner import generate
 from lingua_synth.generate.verify import verify
@@ -31,13 +31,14 @@ class GenerateArgs:
     out: str = ""
     """Folder for the records (documents-*.jsonl), what was filtered or failed, and manifest.json."""
     engine: str = ""
-    """checkpoint: a model of this library; openai: any compatible server; vllm; mock: no model, for tests only."""
+    """auto: vllm where it finds a device, else hf (transformers); openai: any compatible server; checkpoint: a model of
+    this library; mock: no model, for tests only."""
     model: str = ""
-    """checkpoint: run or checkpoint folder; openai: the name the server knows; vllm: Hugging Face name or folder."""
+    """vllm, hf: Hugging Face name or folder; openai: name the server knows; checkpoint: run or checkpoint folder."""
     base_url: str = ""
     """openai: address of the server, e.g. http://127.0.0.1:8000/v1, or several with commas. Key: OPENAI_API_KEY."""
     revision: str = ""
-    """openai: which weights the server has, for the record; vllm: branch, tag or commit of the model."""
+    """vllm, hf: branch, tag or commit of the model; openai: which weights the server has, for the record."""
     seed: int = 0
     """Seed of everything random; each text gets its own from it."""
     samples: int = 1
@@ -61,13 +62,13 @@ class GenerateArgs:
     max_tokens: int | None = None
     """Instead of the recipe's most output tokens per text."""
     device: str = ""
-    """checkpoint: cpu or cuda; empty: cpu."""
+    """hf, checkpoint: cpu or cuda; empty: cpu, for hf cuda where there is a GPU."""
     dtype: str = ""
-    """checkpoint: fp32 or bf16; vllm: auto, bfloat16, ...; empty: the engine's own choice."""
+    """checkpoint: fp32 or bf16; hf: fp32, bf16, fp16, auto; vllm: auto, bfloat16, ...; empty: the engine's choice."""
     batch_size: int | None = None
-    """checkpoint: rows sampled together; null: 256."""
+    """checkpoint, hf: rows sampled together; null: 256, hf: 16."""
     max_in_flight: int | None = None
-    """openai: requests under way at each server; null: 64."""
+    """openai: most requests under way at each server; null: 64. Fewer while a server answers 429 or 5xx."""
     max_retries: int | None = None
     """openai: further attempts of one request; null: 5."""
     timeout_s: float | None = None
@@ -78,6 +79,8 @@ class GenerateArgs:
     """vllm: requests that run at the same time; null: 256."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """vllm: further arguments of its LLM class, e.g. engine_args.tensor_parallel_size=2."""
+    faults: dict[str, float] = field(default_factory=dict)
+    """mock: share of requests that come out as fail, empty, refuse, repeat or echo, e.g. faults.refuse=0.1."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -143,7 +146,7 @@ def _run(argv: Sequence[str]) -> int:
     recipe = load_recipe(args.recipe)
     recipe = recipe.with_sampling(temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens)
     options = {key: getattr(args, key) for key in OPTION_KEYS}
-    engine = build_engine(args.engine, **options, engine_args=args.engine_args or None)
+    engine = build_engine(args.engine, **options, engine_args=args.engine_args or None, faults=args.faults or None)
     summary = generate(
         args.documents,
         args.out,
@@ -164,7 +167,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _choices(key: str) -> str:
-    known = {"recipe": RECIPES, "engine": tuple(ENGINES)}.get(key)
+    known = {"recipe": RECIPES, "engine": (AUTO, *ENGINES)}.get(key)
     return f"; there are {', '.join(known)}" if known else ""
 
 

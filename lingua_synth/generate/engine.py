@@ -12,10 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 CHARS_PER_TOKEN = 4
 """The estimate where an engine cannot count tokens: a round figure for English text and large vocabularies."""
+
+IDENTITY_KEYS = ("dtype", "template_sha256", "system_role")
+"""Of an engine's description, what decides its texts beside name and revision: another one is another run."""
 
 Message: TypeAlias = dict[str, str]
 Prompt: TypeAlias = list[Message] | str
@@ -91,6 +94,9 @@ class Engine(Protocol):
     @property
     def num_gpus(self) -> int:
         """GPUs that this process holds for it; 0 on a CPU, and for a server elsewhere."""
+
+    def description(self) -> dict[str, Any]:
+        """What texts are made with, as plain data (versions, device, `IDENTITY_KEYS`); kept in a run's run.json."""
 
     def count_tokens(self, text: str) -> int | None:
         """Length of `text` in the generator's tokens, or None where only the server knows."""

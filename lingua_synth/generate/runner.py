@@ -26,7 +26,7 @@ from lingua_synth.documents.unfinished import MARKER, end_folder
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.generate import store
 from lingua_synth.generate.accounting import Usage, read_usage
-from lingua_synth.generate.engine import Engine
+from lingua_synth.generate.engine import IDENTITY_KEYS, Engine
 from lingua_synth.generate.leases import LEASE_S, Leases
 from lingua_synth.generate.plan import Documents, InputPlan, Source, find_source, plan_inputs, rejected_lines, spool
 from lingua_synth.generate.recipe import Recipe, load_recipe
@@ -154,7 +154,7 @@ def generate(
     # Before the folder exists: documents or a model that are not there leave nothing behind.
     source = find_source(documents, out_dir)
     identity = _identity(recipe, engine, seed, samples, shard_size, document_format)
-    run, plan = _claim(out_dir, identity, source, max_output_tokens, max_reject_rate, lease_s)
+    run, plan = _claim(out_dir, identity, engine, source, max_output_tokens, max_reject_rate, lease_s)
     before = store.whole_shards(out_dir)
     resumed = sum(plan.size(shard) for shard in before if shard < plan.num_shards)
     if not (out_dir / store.MANIFEST).exists():
@@ -211,7 +211,7 @@ def _identity(
     content = recipe.to_dict()
     return {
         "recipe": {key: content[key] for key in ("name", "version", "assign", "keywords", "steps")},
-        "engine": {"name": engine.name, "revision": engine.revision},
+        "engine": {"name": engine.name, "revision": engine.revision, **_of_description(engine.description())},
         "seed": seed,
         "samples": samples,
         "shard_size": shard_size,
@@ -219,9 +219,15 @@ def _identity(
     }
 
 
+def _of_description(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides an engine's texts beside its name and its weights."""
+    return {key: description[key] for key in IDENTITY_KEYS if key in description}
+
+
 def _claim(
     out_dir: Path,
     identity: Mapping[str, Any],
+    engine: Engine,
     source: Source,
     max_output_tokens: int | None,
     max_reject_rate: float,
@@ -249,6 +255,8 @@ def _claim(
                 "created": _now(),
                 "max_output_tokens": max_output_tokens,
                 **identity,
+                # Of the process that began the run; others may have another device or another version.
+                "engine_description": engine.description(),
                 "documents": source.describe(),
             }
             write_json(path, run)

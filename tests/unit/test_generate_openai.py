@@ -306,6 +306,86 @@ def test_pauses_double_and_are_jittered(monkeypatch):
     client._loop.close()
 
 
+def test_a_window_is_halved_once_for_what_was_under_way_and_grows_by_one_a_window():
+    server = openai._Server("http://h/v1", 16)
+    assert server.capacity(now=0.0) == 16
+    # Sixteen requests sent at 1.0 are all refused: one halving.
+    for moment in range(16):
+        server.note_too_much(sent_at=1.0, now=2.0 + moment)
+    assert server.window == 8
+    server.note_too_much(sent_at=2.5, now=3.0)
+    assert server.window == 4
+    for expected in (5, 6, 7):
+        for _ in range(expected - 1):
+            server.note_answer()
+        # n answers of 1/n each, n growing on the way: a little under one.
+        assert expected - 0.15 < server.window <= expected
+        server.window = expected
+    for _ in range(1000):
+        server.note_answer()
+    assert server.window == 16
+    for moment in range(20):
+        server.note_too_much(sent_at=10.0 + moment, now=10.5 + moment)
+    assert server.window == 1 and server.capacity(now=40.0) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_with_less_room_than_asked_for_is_not_overrun(status):
+    """It takes 4 at a time and refuses more; 32 are allowed. With a window that stays, 230 to 290 are refused."""
+    refused = 0
+
+    def answer(number, body):
+        nonlocal refused
+        if server.in_flight > 4:
+            refused += 1
+            return error(status)
+        return slow(body)
+
+    async def slow(body):
+        await asyncio.sleep(0.01)
+        return completion(body)
+
+    with Server(answer) as server:
+        outcomes = run([server], 300, max_in_flight=32, max_retries=30)
+    assert all(isinstance(outcome, Generation) for outcome in outcomes.values())
+    assert refused < 150
+
+
+def test_a_server_that_never_answers_is_rested_and_tried_with_single_requests():
+    async def never(number, body):
+        await asyncio.sleep(60)
+
+    async def steady(number, body):
+        await asyncio.sleep(0.03)
+        return completion(body)
+
+    with Server(steady) as one, Server(never) as other:
+        outcomes = run([one, other], 200, max_in_flight=4, timeout_s=0.4, max_retries=20)
+    assert all(isinstance(outcome, Generation) for outcome in outcomes.values())
+    assert len(one.bodies) == 200 and 4 <= len(other.bodies) < 20
+    assert other.most_in_flight == 4
+
+
+def test_after_a_rest_one_request_asks_whether_the_server_is_well_again():
+    server = openai._Server("http://h/v1", 8)
+    server.num_failures, server.rested_until = openai.FAILURES_BEFORE_REST, 5.0
+    assert server.capacity(now=4.9) == 0 and server.capacity(now=5.0) == 1
+    server.in_flight = 1
+    assert server.capacity(now=5.0) == 0
+    server.note_answer()
+    assert server.capacity(now=5.0) == 7
+
+
+def test_whether_the_system_message_was_folded_decides_whose_run_it_is(tmp_path):
+    documents = [Document("d", "A text.")]
+    with Server() as server:
+        engine = build_engine("openai", model="tiny", base_url=server.url)
+        generate(documents, tmp_path, load_recipe("hq"), engine, progress=False)
+        other = build_engine("openai", model="tiny", base_url=server.url, fold_system=True)
+        with pytest.raises(ValueError, match=r"engine.system_role: 'sent' there, 'folded' now"):
+            generate(documents, tmp_path, load_recipe("hq"), other, progress=False)
+
+
 def test_a_dead_replica_does_not_stop_the_others():
     with Server() as alive, Server(lambda n, b: error(500, "broken")) as broken, Server() as killed:
         killed.answer = lambda number, body: threading.Thread(target=killed.stop).start() or error(500)

@@ -4,6 +4,8 @@ The twin has the names and the behaviour of vLLM 0.32 that the engine uses, amon
 the whole call and that an id may be under way once only.
 """
 
+import hashlib
+import json
 import random
 import sys
 import types
@@ -11,7 +13,7 @@ import types
 import pytest
 
 from lingua_synth.documents import Document
-from lingua_synth.generate import Failure, Generation, Request, Sampling, build_engine, generate, verify
+from lingua_synth.generate import ENGINES, Failure, Generation, Request, Sampling, build_engine, generate, verify
 from lingua_synth.generate.engines.vllm import VLLMEngine
 
 CONTEXT = 64
@@ -41,7 +43,9 @@ class LLMEngineTwin:
         self.max_num_seqs = max_num_seqs
         self.vllm_config = types.SimpleNamespace(
             model_config=types.SimpleNamespace(
-                max_model_len=CONTEXT, hf_config=types.SimpleNamespace(_commit_hash="c0ffee")
+                max_model_len=CONTEXT,
+                dtype="torch.bfloat16",
+                hf_config=types.SimpleNamespace(_commit_hash="c0ffee"),
             ),
             parallel_config=types.SimpleNamespace(world_size_across_dp=2),
         )
@@ -100,6 +104,7 @@ class LLMTwin:
 def vllm(monkeypatch):
     """A module `vllm` on a machine with a GPU."""
     module = types.ModuleType("vllm")
+    module.__version__ = "0.32.0"
     module.LLM, module.SamplingParams = LLMTwin, lambda **values: types.SimpleNamespace(**values)
     platforms = types.ModuleType("vllm.platforms")
     platforms.current_platform = types.SimpleNamespace(device_type="cuda")
@@ -210,6 +215,68 @@ def test_the_model_is_loaded_once_and_not_before_it_is_needed(vllm):
             "tensor_parallel_size": 2,
         },
     )
+
+
+def test_a_folder_without_a_commit_is_known_by_its_files(vllm, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 3_000_000)
+    (tmp_path / "config.json").write_text("{}")
+
+    def revision():
+        engine = VLLMEngine(str(tmp_path))
+        engine._llm.llm_engine.vllm_config.model_config.hf_config._commit_hash = None
+        return engine.revision
+
+    before = revision()
+    assert before.startswith("files:") and revision() == before
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 2_999_999 + b"b")
+    assert revision() != before
+    (tmp_path / "model.safetensors").write_bytes(b"a" * 3_000_000)
+    assert revision() == before
+    (tmp_path / "config.json").write_text("{ }")
+    assert revision() != before
+
+
+def test_what_the_texts_are_made_with_is_in_the_run_and_decides_whose_it_is(vllm, tmp_path):
+    documents = [Document(f"d{i}", "a word") for i in range(3)]
+    generate(documents, tmp_path, "continue", VLLMEngine("m"), progress=False)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["engine_description"] == {
+        "vllm": "0.32.0",
+        "device": "cuda",
+        "num_gpus": 2,
+        "dtype": "bfloat16",
+        "context_tokens": CONTEXT,
+        "template_sha256": hashlib.sha256(b'"a template"').hexdigest(),
+        "system_role": "taken",
+    }
+    template = run["engine_description"]["template_sha256"]
+    about = {"name": "vllm:m", "revision": "c0ffee", "dtype": "bfloat16"}
+    assert run["engine"] == {**about, "template_sha256": template, "system_role": "taken"}
+    other = VLLMEngine("m")
+    other._llm.tokenizer.chat_template = "another"
+    with pytest.raises(ValueError, match=r"holds another run \(engine.template_sha256: .* there, .* now\)"):
+        generate(documents, tmp_path, "continue", other, progress=False)
+    other = VLLMEngine("m")
+    other._llm.llm_engine.vllm_config.model_config.dtype = "torch.float32"
+    with pytest.raises(ValueError, match=r"engine.dtype: 'bfloat16' there, 'float32' now"):
+        generate(documents, tmp_path, "continue", other, progress=False)
+
+
+def test_auto_is_vllm_where_it_has_a_device_and_hf_elsewhere(vllm, monkeypatch):
+    made = []
+    monkeypatch.setitem(ENGINES, "hf", lambda model, batch_size=16: made.append((model, batch_size)))
+    with pytest.warns(UserWarning, match="engine auto is vllm here, which has no option batch_size: left out"):
+        engine = build_engine("auto", model="m", max_num_seqs=7, batch_size=3)
+    assert engine.name == "vllm:m" and engine._max_num_seqs == 7 and not made
+    sys.modules["vllm.platforms"].current_platform.device_type = ""
+    with pytest.warns(UserWarning, match="engine auto is hf here, which has no option max_num_seqs: left out"):
+        build_engine("auto", model="m", max_num_seqs=7, batch_size=3)
+    assert made == [("m", 3)]
+    monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    build_engine("auto", model="n")
+    assert made == [("m", 3), ("n", 16)]
+    with pytest.raises(ValueError, match="engine hf has no option base_url"):
+        build_engine("auto", model="m", base_url="http://h")
 
 
 def test_on_a_cpu_chunked_prefill_is_off_because_seeds_would_kill_the_engine(vllm):

@@ -24,23 +24,20 @@ import itertools
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from lingua_synth.files import sha256_json
 from lingua_synth.generate.engine import Failure, Generation, Outcome, Request, Sampling
+from lingua_synth.generate.engines.batches import Encoded, batch_by_length
 
 if TYPE_CHECKING:
     import torch
 
-# Batches that are sorted by length together; more make lengths within a batch more equal and hold more requests.
-BATCHES_PER_WINDOW = 8
 # Finished rows are looked for this often, in tokens: a look costs about as much as a small layer.
 STEPS_BETWEEN_LOOKS = 4
 # When the context is full, 1/4 of it is read again: one token read for three written. With 1/2 it would be one for one.
 CONTEXT_KEPT = 4
 DTYPES = ("fp32", "bf16")
-
-Encoded: TypeAlias = tuple[Request, list[int]]
 
 
 class CheckpointEngine:
@@ -102,6 +99,13 @@ class CheckpointEngine:
         """1 on a GPU, 0 on a CPU."""
         return int(self._device.type == "cuda")
 
+    def description(self) -> dict[str, Any]:
+        """Version of PyTorch, device, number format."""
+        import torch
+
+        dtype = str(self._model.compute_dtype).removeprefix("torch.")
+        return {"torch": torch.__version__, "device": self._device.type, "dtype": dtype}
+
     def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Sample batch by batch. Results come when their batch is finished; closing stops the batches at work."""
         import torch
@@ -109,7 +113,7 @@ class CheckpointEngine:
         num_workers = torch.get_num_threads() if self._device.type == "cpu" else 1
         stop = threading.Event()
         with _one_thread_each(), concurrent.futures.ThreadPoolExecutor(num_workers, "sampling") as pool:
-            batches = self._batches(requests)
+            batches = batch_by_length(requests, self._encode, self._batch_size)
             running: set[concurrent.futures.Future[list[Outcome]]] = set()
             try:
                 while True:
@@ -127,30 +131,6 @@ class CheckpointEngine:
                 stop.set()
                 for future in running:
                     future.cancel()
-
-    def _batches(self, requests: Iterator[Request | None]) -> Iterator[list[Encoded] | None]:
-        """At most `batch_size` requests of one group and sampling, of nearly equal lengths, with their prompts' ids.
-
-        Requests that wait for outcomes end a batch, as a group does; then None, until there are more.
-        """
-        window: list[Request] = []
-        for request in requests:
-            kind = request and (request.group, request.sampling)
-            if window and (
-                kind != (window[0].group, window[0].sampling) or len(window) == self._batch_size * BATCHES_PER_WINDOW
-            ):
-                yield from self._by_length(window)
-                window = []
-            if request is None:
-                yield None
-            else:
-                window.append(request)
-        yield from self._by_length(window)
-
-    def _by_length(self, window: Sequence[Request]) -> Iterator[list[Encoded]]:
-        encoded = sorted(((request, self._encode(request)) for request in window), key=lambda one: len(one[1]))
-        for start in range(0, len(encoded), self._batch_size):
-            yield encoded[start : start + self._batch_size]
 
     def _encode(self, request: Request) -> list[int]:
         assert isinstance(request.prompt, str), "the runner asks prompt_kinds before it sends a chat"

@@ -1,10 +1,13 @@
 """The engine for OpenAI-compatible servers: one or a pool of replicas, over plain HTTP.
 
-    the caller's thread: requests in, results out  <──>  one event loop in a thread: at most `max_in_flight` per server
+    the caller's thread: requests in, results out  <──>  one event loop in a thread: at most a window of them per server
 
 A request that meets 429, 5xx, a broken connection, a slow or garbled answer is sent again, after a pause that doubles
 and has a random part, to whichever server is free. A server that keeps failing is rested while the others go on, and
 tried again with one request. Anything else a server refuses (400: too long, no such model) is a failure at once.
+
+A server that has too much to do says so with 429 or 5xx, or answers too late: its window is halved, and grows again by
+one request for every window of answers (AIMD, as TCP shares a line: Chiu and Jain, 1989), up to `max_in_flight`.
 
 The API key is read from OPENAI_API_KEY. It is in no record, no file and no message of this library.
 """
@@ -21,7 +24,7 @@ import random
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -43,12 +46,16 @@ MAX_ERROR_CHARS = 300
 class _Retry(Exception):
     """An attempt that may succeed when it is made again."""
 
-    def __init__(self, reason: str, pause_s: float | None = None, server_failed: bool = True) -> None:
+    def __init__(
+        self, reason: str, pause_s: float | None = None, server_failed: bool = True, has_too_much: bool = False
+    ) -> None:
         super().__init__(reason)
         self.pause_s = pause_s
         """What the server asks for, in seconds; None: it does not say."""
         self.server_failed = server_failed
         """Whether this speaks against the server's health; a 429 does not."""
+        self.has_too_much = has_too_much
+        """Whether fewer requests at a time may help."""
 
 
 class _Refused(Exception):
@@ -60,6 +67,7 @@ class _Server:
     """A replica: where it is, how busy, and whether it is being rested."""
 
     url: str
+    max_in_flight: int
     in_flight: int = 0
     num_failures: int = 0
     """In a row, those of requests that were under way when a rest began not counted."""
@@ -67,29 +75,43 @@ class _Server:
     """Since it last answered."""
     rested_until: float = 0.0
     """On the clock of time.monotonic."""
+    window: float = field(init=False)
+    """Most requests under way now, rounded down."""
+    halved_at: float = 0.0
+    """On the same clock."""
+
+    def __post_init__(self) -> None:
+        self.window = self.max_in_flight
 
     @property
     def host(self) -> str:
         return urlsplit(self.url).netloc
 
-    def capacity(self, max_in_flight: int, now: float) -> int:
+    def capacity(self, now: float) -> int:
         """How many more requests it may get now; one at a time when it has failed and its rest is over."""
         if now < self.rested_until:
             return 0
-        return (1 if self.num_failures >= FAILURES_BEFORE_REST else max_in_flight) - self.in_flight
+        return (1 if self.num_failures >= FAILURES_BEFORE_REST else int(self.window)) - self.in_flight
 
     def note_answer(self) -> None:
         """It is well."""
         self.num_failures = self.num_rests = 0
+        self.window = min(self.max_in_flight, self.window + 1 / self.window)
+
+    def note_too_much(self, sent_at: float, now: float) -> None:
+        """Halve the window, once for all requests that were sent before it was halved."""
+        if sent_at >= self.halved_at:
+            self.window = max(1.0, self.window / 2)
+            self.halved_at = now
 
 
 class OpenAIEngine:
     """Chat completions, and completions for text prompts, from `base_url`: one address or several with commas between.
 
     `model`: the name that the servers know. `revision`: which weights they serve, as only their owner knows.
-    `max_in_flight`: requests under way at each server. `max_retries`: further attempts of one request. `timeout_s`: for
-    one attempt. `fold_system`: put the system message into the first user turn, for chat templates that refuse the
-    role.
+    `max_in_flight`: most requests under way at each server. `max_retries`: further attempts of one request.
+    `timeout_s`: for one attempt. `fold_system`: put the system message into the first user turn, for chat templates
+    that refuse the role.
 
     Raises ValueError for a missing model or address, and from `run` when no server answers or the key is refused.
     """
@@ -145,8 +167,15 @@ class OpenAIEngine:
         """0: the servers' GPUs are not this process's."""
         return 0
 
+    def description(self) -> dict[str, Any]:
+        """What this side knows: the client's version, how many servers, and who sees the system message."""
+        import aiohttp
+
+        role = "folded" if self._fold_system else "sent"
+        return {"aiohttp": aiohttp.__version__, "num_servers": len(self._urls), "system_role": role}
+
     def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
-        """Keep `max_in_flight` requests at every server until the requests are through; results as they arrive."""
+        """Keep every server's window full until the requests are through; results as they arrive."""
         outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
         room = self._max_in_flight * len(self._urls)
         num_waiting = 0
@@ -196,7 +225,7 @@ class _Client:
     def __init__(self, engine: OpenAIEngine, outcomes: queue.SimpleQueue[Outcome | BaseException]) -> None:
         self._engine = engine
         self._outcomes = outcomes
-        self._servers = [_Server(url) for url in engine._urls]
+        self._servers = [_Server(url, engine._max_in_flight) for url in engine._urls]
         self._key = os.environ.get(API_KEY_VARIABLE, "").strip()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai engine", daemon=True)
@@ -297,6 +326,7 @@ class _Client:
         data = json.dumps(body).encode()
         for attempt in range(self._engine._max_retries + 1):
             server = await self._acquire()
+            sent_at = time.monotonic()
             try:
                 answer = await self._post(server, path, data)
                 outcome = _read_answer(request, answer)
@@ -306,6 +336,8 @@ class _Client:
                 return Failure(request.key, self._without_key(f"{server.host}: {error}"))
             except _Retry as error:
                 reason = self._without_key(f"{server.host}: {error}")
+                if error.has_too_much:
+                    server.note_too_much(sent_at, time.monotonic())
                 self._note_failure(server, error)
                 pause_s = self._pause_s(attempt, error)
             else:
@@ -329,13 +361,13 @@ class _Client:
                 status = response.status
                 retry_after = _retry_after_s(response)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _Retry(_words(error)) from None
+            raise _Retry(_words(error), has_too_much=isinstance(error, TimeoutError)) from None
         if status in (401, 403):
             raise ValueError(self._key_refused(server, status))
         if status in RETRIED_STATUSES:
-            raise _Retry(_status_in_words(status, content), retry_after, server_failed=False)
+            raise _Retry(_status_in_words(status, content), retry_after, server_failed=False, has_too_much=True)
         if status >= 500:
-            raise _Retry(_status_in_words(status, content), retry_after)
+            raise _Retry(_status_in_words(status, content), retry_after, has_too_much=True)
         if status != 200:
             # What the templates of models without a system role raise; the messages are Mistral's and Gemma's.
             role = b"roles must alternate" in content or b"System role not supported" in content
@@ -348,11 +380,10 @@ class _Client:
 
     async def _acquire(self) -> _Server:
         """The least busy server with room; waits until there is one."""
-        limit = self._engine._max_in_flight
         async with self._freed:
             while True:
                 now = time.monotonic()
-                free = [server for server in self._servers if server.capacity(limit, now) > 0]
+                free = [server for server in self._servers if server.capacity(now) > 0]
                 if free:
                     server = min(free, key=lambda one: one.in_flight)
                     server.in_flight += 1

@@ -16,9 +16,8 @@ from collections.abc import Generator, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from lingua_synth.generate.engine import Failure, Generation, Outcome, Prompt, Request, fold_system
-
-PROBE_SYSTEM = "Probe of the system role."
+from lingua_synth.generate.engine import Failure, Generation, Outcome, Request
+from lingua_synth.generate.engines.tokenizer import ModelTokenizer, model_revision, too_long
 
 
 class VLLMEngine:
@@ -75,8 +74,8 @@ class VLLMEngine:
             raise ValueError(f"vLLM does not take these engine_args: {error}") from None
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return self._llm.get_tokenizer()
+    def _tokenizer(self) -> ModelTokenizer:
+        return ModelTokenizer(self._llm.get_tokenizer(), self._model)
 
     @cached_property
     def _config(self) -> Any:
@@ -84,12 +83,13 @@ class VLLMEngine:
 
     @cached_property
     def revision(self) -> str:
-        """The commit that the model hub reports, or the revision asked for, or `unknown` for a plain folder."""
-        return getattr(self._config.hf_config, "_commit_hash", None) or self._asked_revision or "unknown"
+        """The commit that the model hub reports, a hash of a folder's files, the revision asked for, or `unknown`."""
+        commit = getattr(self._config.hf_config, "_commit_hash", None)
+        return model_revision(self._model, commit, self._asked_revision)
 
     def count_tokens(self, text: str) -> int | None:
         """Length of `text` in the model's tokens, without special ones."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._tokenizer.count(text)
 
     @property
     def num_gpus(self) -> int:
@@ -97,6 +97,19 @@ class VLLMEngine:
         if _device_type() == "cpu":
             return 0
         return int(self._llm.llm_engine.vllm_config.parallel_config.world_size_across_dp)
+
+    def description(self) -> dict[str, Any]:
+        """Version of vLLM, device, GPUs, number format, context, chat template."""
+        import vllm
+
+        return {
+            "vllm": vllm.__version__,
+            "device": _device_type(),
+            "num_gpus": self.num_gpus,
+            "dtype": str(self._config.dtype).removeprefix("torch."),
+            "context_tokens": self._config.max_model_len,
+            **self._tokenizer.describe(),
+        }
 
     def run(self, requests: Iterator[Request | None]) -> Generator[Outcome, None, None]:
         """Keep 2 x `max_num_seqs` requests inside vLLM until all are through; results as they finish."""
@@ -114,11 +127,10 @@ class VLLMEngine:
                     if request is None:  # more come when more is done
                         exhausted = not inside
                         break
-                    ids = self._encode(request.prompt)
+                    ids = self._tokenizer.encode(request.prompt)
                     room = self._config.max_model_len - len(ids)
                     if not ids or room < 1:
-                        length, context = len(ids), self._config.max_model_len
-                        yield Failure(request.key, f"a prompt of {length:,} tokens; the context has {context:,}")
+                        yield too_long(request, len(ids), self._config.max_model_len)
                         continue
                     try:
                         engine.add_request(request.key, {"prompt_token_ids": ids}, _sampling_params(request, room))
@@ -136,31 +148,13 @@ class VLLMEngine:
             if inside:
                 engine.abort_request(list(inside))
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt as the model wants it: BOS for a text, the chat template for messages."""
-        if isinstance(prompt, str):
-            return list(self._tokenizer.encode(prompt))
-        messages = prompt if self._has_system_role else fold_system(prompt)
-        rendered = self._render(messages)
-        # Templates write BOS themselves.
-        return list(self._tokenizer.encode(rendered, add_special_tokens=False))
 
-    def _render(self, messages: Prompt) -> str:
-        return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    @cached_property
-    def _has_system_role(self) -> bool:
-        """Whether the chat template takes a system message; some refuse it and some leave it out without a word."""
-        if not getattr(self._tokenizer, "chat_template", None):
-            raise ValueError(
-                f"{self._model} has no chat template, so it takes no chat: name an instruction-tuned model, or a "
-                "recipe with prompt: text, such as continue"
-            )
-        messages = [{"role": "system", "content": PROBE_SYSTEM}, {"role": "user", "content": "Probe."}]
-        try:
-            return PROBE_SYSTEM in self._render(messages)
-        except Exception:  # whatever the template raises, in Jinja's own words
-            return False
+def find_device() -> str:
+    """The kind of device that vLLM would run on here; empty without vLLM, or without a device for this build of it."""
+    try:
+        return _device_type()
+    except ValueError:
+        return ""
 
 
 def _device_type() -> str:
@@ -170,7 +164,7 @@ def _device_type() -> str:
     except ImportError as error:
         raise ValueError(
             f"engine vllm needs vLLM ({error}): pip install 'lingua-synth[vllm]', on a machine with a GPU. Without "
-            "one, engine=openai reaches a server and engine=checkpoint samples from a model of your own"
+            "one, engine=hf runs the same model slowly and engine=openai reaches a server"
         ) from None
     if not current_platform.device_type:
         raise ValueError(
