@@ -10,6 +10,9 @@ one item of it:
 A prompt is the step's templates with `{document}`, `{item}`, `{item_number}`, the name of an earlier step or of an
 assigned variable replaced, in one pass: documents are full of braces. What is put in is cut at a sentence end to the
 step's limits.
+
+A recipe may offer variants, sets of changes to its steps that are chosen by name (`textbook+keywords`). The changes
+become part of the recipe's name, as they make other texts of the same documents.
 """
 
 from __future__ import annotations
@@ -112,6 +115,16 @@ class StepArgs:
 
 
 @dataclass
+class VariantArgs:
+    """Changes of a recipe that are chosen by name."""
+
+    description: str = ""
+    """One line for the list of recipes."""
+    steps: dict[str, Any] = field(default_factory=dict)
+    """Step -> its fields with new values; `replace` holds words of its templates and what stands there instead."""
+
+
+@dataclass
 class RecipeArgs:
     """A recipe file."""
 
@@ -131,6 +144,8 @@ class RecipeArgs:
     """Variables: name -> list of values. Each document gets one, all equally often, decided by the run's seed."""
     keywords: int = 12
     """Words drawn from the document for the placeholder {keywords}."""
+    variants: dict[str, Any] = field(default_factory=dict)
+    """Changes to choose by name: name -> {description, steps: {step: {field: new value, or replace: {old: new}}}}."""
     steps: list[Any] = field(default_factory=list)
     """The calls of the generator, each after those it needs."""
 
@@ -198,6 +213,8 @@ class Recipe:
     assign: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Variables with their values."""
     keywords: int = 12
+    variants: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """Name and description of each variant that may be chosen; for information."""
 
     @property
     def prompt_kinds(self) -> tuple[str, ...]:
@@ -250,6 +267,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `recipe_from` reads it back."""
         values = dataclasses.asdict(self, dict_factory=lambda items: {k: _plain(v) for k, v in items})
+        del values["variants"]
         return {**values, "assign": {name: list(choices) for name, choices in self.assign}}
 
     def with_sampling(self, **changes: Any) -> Recipe:
@@ -349,18 +367,27 @@ RECIPES: tuple[str, ...] = tuple(
 """Names of the built-in recipes."""
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, variant: str = "", override: Mapping[str, Mapping[str, Any]] | None = None
+) -> Recipe:
     """A built-in recipe by name, or the recipe in a YAML file.
 
-    Raises ValueError, naming the file and the nearest known name, for a recipe that does not exist, a field that does
-    not exist, a value that does not fit, a step that names what does not come before it.
+    `variant`: names of the recipe's variants, separated by commas; `load_recipe("textbook+keywords")`, which is how
+    the recipe is then called, says the same. `override`: new values of steps' fields, step -> {field: value}; the
+    recipe is then called by a hash of them too, as its texts are others.
+
+    Raises ValueError, naming the file and the nearest known name, for a recipe or variant that does not exist, a field
+    that does not exist, a value that does not fit, a step that names what does not come before it.
     """
-    name = str(name_or_path)
+    name, *chosen = [str(name_or_path)]
+    if "+" in name and not Path(name).is_file():
+        name, *chosen = name.split("+")
+    chosen += [part.strip() for part in variant.split(",") if part.strip()]
     if name in RECIPES:
-        file = _builtin_folder() / f"{name}.yaml"
-        recipe = recipe_from(_read_yaml(file.read_text(encoding="utf-8"), f"recipe {name}"), f"recipe {name}")
-        assert recipe.name == name, "a built-in recipe is named as its file"
-        return recipe
+        file, where = _builtin_folder() / f"{name}.yaml", f"recipe {name}"
+        values = _read_yaml(file.read_text(encoding="utf-8"), where)
+        assert values["name"] == name, "a built-in recipe is named as its file"
+        return recipe_from(values, where, chosen, override)
     if not name.endswith((".yaml", ".yml")):
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"built in are {', '.join(RECIPES)};"
@@ -372,11 +399,19 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8") from None
-    return recipe_from(_read_yaml(text, str(path)), str(path))
+    return recipe_from(_read_yaml(text, str(path)), str(path), chosen, override)
 
 
-def recipe_from(values: Any, where: str = "the given recipe") -> Recipe:
-    """Build a recipe from plain data; ValueError, naming `where`, for whatever is not as `RecipeArgs` says."""
+def recipe_from(
+    values: Any,
+    where: str = "the given recipe",
+    variants: Sequence[str] = (),
+    override: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Recipe:
+    """Build a recipe from plain data, with the chosen `variants` and then `override` (see `load_recipe`) applied.
+
+    ValueError, naming `where`, for whatever is not as `RecipeArgs` says, in a variant that is not chosen too.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(
             f"{where} must hold a mapping with keys name, version, steps, ...; got {type(values).__name__}"
@@ -389,8 +424,9 @@ def recipe_from(values: Any, where: str = "the given recipe") -> Recipe:
         raise ValueError(f"{where} has no steps; a recipe needs at least one, with a user template")
     if args.keywords < 1:
         raise ValueError(f"{where}: keywords must be at least 1, got {args.keywords}")
+    offered = {name: _build_variant(name, value, where) for name, value in args.variants.items()}
     assign = tuple((name, _choices(name, values, where)) for name, values in args.assign.items())
-    return Recipe(
+    recipe = Recipe(
         name=args.name,
         version=args.version,
         description=args.description,
@@ -400,7 +436,73 @@ def recipe_from(values: Any, where: str = "the given recipe") -> Recipe:
         steps=_build_steps(args.steps, dict(assign), where),
         assign=assign,
         keywords=args.keywords,
+        variants=tuple((name, one.description) for name, one in offered.items()),
     )
+    for name, one in offered.items():
+        _changed(recipe, one.steps, f"variant {name} of {where}")
+    for name in dict.fromkeys(variants):
+        if name not in offered:
+            near = difflib.get_close_matches(name, offered, n=1)
+            known = f"there are {', '.join(offered)}" if offered else "it has none"
+            raise ValueError(f"{where} has no variant {name!r}; {f'did you mean {near[0]}?' if near else known}")
+    # In the order of the file, whatever the order of the words: the same choice is the same recipe.
+    for name in [name for name in offered if name in variants]:
+        recipe = dataclasses.replace(
+            _changed(recipe, offered[name].steps, f"variant {name} of {where}"), name=f"{recipe.name}+{name}"
+        )
+    if override:
+        recipe = dataclasses.replace(
+            _changed(recipe, override, f"override of {where}"), name=f"{recipe.name}+{sha256_json(override)[:8]}"
+        )
+    return recipe
+
+
+def _build_variant(name: str, values: Any, where: str) -> VariantArgs:
+    if not isinstance(values, Mapping) or not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: a variant has a lower-case name and is a mapping; got {name!r}: {values!r}")
+    args = build_args(VariantArgs, (f"variant {name} of {where}", _literal(values)))
+    if not args.steps:
+        raise ValueError(f"variant {name} of {where} changes nothing; it needs steps")
+    return args
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with `changes`, step -> {field: new value}, made and validated."""
+    content = recipe.to_dict()
+    steps = {step["name"]: step for step in content["steps"]}
+    for name, fields in changes.items():
+        if name not in steps:
+            near = difflib.get_close_matches(name, steps, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(steps)}"
+            raise ValueError(f"{where}: the recipe has no step {name!r}; {hint}")
+        if not isinstance(fields, Mapping) or "name" in fields:
+            raise ValueError(f"{where}: step {name} needs a mapping of fields, other than its name; got {fields!r}")
+        step = steps[name]
+        for key, value in fields.items():
+            if key in ("user", "system") and not isinstance(value, str):
+                raise ValueError(
+                    f"{where}: {key} of step {name} is a text, and was read as {value!r}; on the command line put it "
+                    f"in double quotes inside single ones: 'override.{name}.{key}=\"...\"'"
+                )
+            if key == "replace":
+                _replace_words(step, value, f"{where}: replace of step {name}")
+            else:
+                step[key] = {**step[key], **value} if key == "sampling" and isinstance(value, Mapping) else value
+    return dataclasses.replace(
+        recipe, steps=_build_steps(content["steps"], {name: choices for name, choices in recipe.assign}, where)
+    )
+
+
+def _replace_words(step: dict[str, Any], words: Any, where: str) -> None:
+    if not isinstance(words, Mapping) or not words:
+        raise ValueError(f"{where} is a mapping of words of the templates to other words; got {words!r}")
+    for old, new in words.items():
+        if not isinstance(old, str) or not isinstance(new, str) or not old:
+            raise ValueError(f"{where} puts texts in the place of texts; got {old!r}: {new!r}")
+        if not any(old in step[key] for key in ("user", "system")):
+            raise ValueError(f"{where}: its templates do not hold {old!r}")
+        for key in ("user", "system"):
+            step[key] = step[key].replace(old, new)
 
 
 def _choices(name: str, values: Any, where: str) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def test_show_renders_a_text_prompt(source, capsys):
     ("words", "message"),
     [
         (["rnu"], "generate has no 'rnu'; did you mean run?"),
-        ([], "recipe is not set; `lingua-synth generate --help` lists the keys; there are continue, hq, qa"),
+        ([], "recipe is not set; `lingua-synth generate --help` lists the keys; there are active_reading"),
         (["recipe=hq"], "documents is not set"),
         (["recipe=hq", "documents=IN"], "out is not set"),
         (["recipe=hq", "documents=IN", "out=OUT"], "engine is not set"),

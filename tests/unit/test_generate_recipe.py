@@ -16,9 +16,24 @@ DOCUMENT = Document("d", "Bolts hold. {They} cost 3 {units}.")
 
 # A changed prompt is another recipe: raise its version, then write the new hash here.
 GOLDEN = {
-    "continue": "222634f7d56a7b1f3d26c9c36c212c000b8741cc081a3c61344687028cc8deca",
-    "hq": "be6a38d7596a7159b836ef325d9ba4a1e8412d94e6f69d254d897be86a8f0954",
-    "qa": "5753dae447ced04f9063d89a5af79c2850afd821600f9dff864d3084268759bd",
+    "active_reading.strategies": "9535728f308d36ec8aacb7b5e004825fa9abc4b1fb0b1fefa98c303ab0099d27",
+    "active_reading.apply": "b82511d003f9c8a2e4eb7bd06b308a5b1054335a3caa6c3c235d0ff2b718609e",
+    "continue.continue": "222634f7d56a7b1f3d26c9c36c212c000b8741cc081a3c61344687028cc8deca",
+    "distill.rewrite": "ecca1fa5679b0074c3829b398cd2d0bcdb076b4cf46adfa663ee70e59e8e1de0",
+    "diverse_qa.convert": "1a3ed564be59c7cde130c761e2e354e4b338a8985ab55dda3d88e14e7c4c6ed9",
+    "extract_knowledge.rewrite": "345f7646663eea04a73f06fe1af123877d19ce749947f8b443ff159432978b0e",
+    "faq.convert": "cc1c2c5bcc6b12f1a605cee53046c89f19db5c655293800e026485d5950ccd7e",
+    "guided_rewrite.rewrite": "044282f557946681745b4ee9529296ab0c0132694e4f2f6f18fdbb6da8b5c17e",
+    "hq.rewrite": "be6a38d7596a7159b836ef325d9ba4a1e8412d94e6f69d254d897be86a8f0954",
+    "knowledge_list.extract": "297762e17cbfa80faab1065254f0042906e912fb4270c802c8f49920aa1496f0",
+    "math.convert": "4856b7717fbb297a228ecd0270631b3f1b3e186dbcaf55abd989ce26f973e3d0",
+    "mga.pairs": "0f4ac482aa137e2bfda6ccc23a970c4bb6ca46303f25b3d0d9c0d1edfcbf91bf",
+    "mga.reformulate": "318884b847cb8f57e62c6f85bf4f5182e81e849e51e1c488b622419738830645",
+    "qa.convert": "5753dae447ced04f9063d89a5af79c2850afd821600f9dff864d3084268759bd",
+    "table.convert": "78734499145086f5d72e8b62b0c6b1e2e492819dc55edb7836fa84053f9f7836",
+    "textbook.outline": "87c72497d57134e37b2fdf0e389a764389d970349992ccaba4efc7c661197117",
+    "textbook.chapter": "19fca4c615786c488614758f337d0f6ddcc8d31f1998fa5edd7d89e745a80f66",
+    "tutorial.convert": "8e1be9458f60f947c975652d09fe9ec830aa238036508b4a3ca9495c96b0e882",
 }
 
 
@@ -28,8 +43,12 @@ def a_recipe(**changes):
 
 
 def test_the_built_in_recipes_are_these():
-    assert RECIPES == ("continue", "hq", "qa")
-    assert {name: load_recipe(name).steps[0].prompt_sha256 for name in RECIPES} == GOLDEN
+    paper, formats = {"hq", "qa", "textbook"}, {"table", "math", "faq", "tutorial"}
+    nemotron = {"diverse_qa", "distill", "extract_knowledge", "knowledge_list"}
+    others = {"guided_rewrite", "mga", "active_reading", "continue"}
+    assert set(RECIPES) >= paper | formats | nemotron | others
+    found = {f"{name}.{step.name}": step.prompt_sha256 for name in RECIPES for step in load_recipe(name).steps}
+    assert {key: found.get(key) for key in GOLDEN} == GOLDEN
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -37,6 +56,11 @@ def test_a_built_in_recipe_says_where_it_comes_from(name):
     recipe = load_recipe(name)
     assert recipe.description and recipe.citation and recipe.evidence
     assert recipe.name == name
+    assert recipe.expected_output_tokens > 0
+    assert any(filter.name == "refusal" for step in recipe.steps for filter in step.filters) or name == "continue"
+    assert recipe_from(recipe.to_dict()) == recipe
+    for variant, description in recipe.variants:
+        assert description and load_recipe(name, variant).steps != recipe.steps
 
 
 @pytest.mark.parametrize("name", ["hq", "qa"])
@@ -50,9 +74,10 @@ def test_the_paper_s_recipes_sample_and_filter_as_the_paper_does(name):
     assert recipe.generator == "mistralai/Mistral-7B-Instruct-v0.1"
 
 
-# The instructions of appendix B.1.1 and B.1.2, each by words of ours that carry it.
+# The instructions of the sources (appendix B.1 of Kang et al. 2025; the published prompts of FinePhrase, Nemotron-CC,
+# REWIRE, Active Reading; the description of MGA), each by words of ours that carry it; the words are the step's.
 INSTRUCTIONS = {
-    "hq": {
+    "hq.rewrite": {
         "whatever the content": "whatever the text is about",
         "whatever the formatting": "however it is laid out",
         "a full article": "full article",
@@ -63,7 +88,7 @@ INSTRUCTIONS = {
         "long": "It is long",
         "complete": "keep every detail",
     },
-    "qa": {
+    "qa.convert": {
         "whatever the content": "whatever the text is about",
         "whatever the formatting": "however it is laid out",
         "a thorough list": "thorough list",
@@ -73,6 +98,165 @@ INSTRUCTIONS = {
         "all information": "all of the information in the text",
         "no notes": "without notes",
     },
+    "textbook.outline": {
+        "a prolific author": "you have written many books",
+        "of a textbook": "a textbook is the next",
+        "of the text's knowledge": "knowledge and the information in the text below",
+        "an outline": "Write the outline of this textbook",
+        "the audience": "Its readers are {audience}",
+        "10 chapters": "10 chapters in all",
+        "title, introduction, appendices": "a title, an introduction, 10 chapters in all, and appendices",
+    },
+    "textbook.chapter": {
+        "a prolific author": "you have written many books",
+        "of a textbook with this outline": "textbook with the outline below",
+        "one chapter": 'the outline calls "{item}"',
+        "the audience": "Its readers are {audience}",
+        "exercises": "exercises that test what the reader knows of it",
+        "at the end": "Close the chapter with",
+        "reference answers": "a reference answer to every one",
+    },
+    "table.convert": {
+        "extract the data": "pick out the most important data and facts",
+        "a structured table": "a clear table",
+        "headers": "fitting column headers",
+        "markdown, aligned": "in Markdown with properly aligned columns",
+        "one question, insightful": "one question that shows insight",
+        "answerable": "that the data in the table can answer",
+        "a concise answer": "clearly and briefly from the table alone",
+        "no repetitive patterns": "patterns that repeat",
+        "nothing else": "and nothing else",
+    },
+    "math.convert": {
+        "a word problem": "mathematical word problem",
+        "on the numbers": "on numbers in it or on relations between quantities",
+        "multi-step": "several steps of reasoning",
+        "arithmetic": "basic operations of arithmetic",
+        "not generic": "particular to this text",
+        "question, then solution": "Write the question first",
+        "every step": "step by step, that shows every calculation clearly",
+        "nothing else": "and nothing else",
+    },
+    "faq.convert": {
+        "comprehensive": "comprehensive list of frequently asked questions",
+        "extract or infer": "those in the text and those that it suggests",
+        "direct and clear": "directly and clearly",
+        "order": "from the foundations to what is advanced, or by topic",
+        "self-contained answers": "makes sense on its own, without the other answers",
+        "a document of its own": "makes sense without the text",
+        "no repetition": "No two questions",
+        "nothing else": "and nothing else",
+    },
+    "tutorial.convert": {
+        "step by step": "a clear guide that goes step by step",
+        "numbers or bullets": "Number the steps, or use bullet points",
+        "all that is essential": "Keep everything essential",
+        "didactic": "didactic and easy to follow",
+        "not generic": "particular to this text",
+        "nothing else": "and nothing else",
+    },
+    "diverse_qa.convert": {
+        "diverse": "different skills of thinking, or they concern different sides",
+        "yes/no": "yes/no questions",
+        "open": "what, how, when, where, why or who",
+        "multiple choice": "options that stand in the question",
+        "comparison": "comparisons of two quantities or things",
+        "comprehension": "understanding and analysing the text",
+        "problems": "mathematics, physics or logic",
+        "facts": "facts, for important knowledge, for concrete details",
+        "clear": "clear and concise language",
+        "plain": "plain text without Markdown",
+        "a line each": "a line of its own",
+        "tags": 'the tag "Question:", then its answer with the tag "Answer:"',
+        "up to 8": "up to 8 questions",
+        "correct": "answer them correctly",
+    },
+    "distill.rewrite": {
+        "condensed": "condensed version",
+        "accurate, no summary": "accurate and informative; it is not a simple summary",
+        "crucial information": "key concepts, important values, factual details",
+        "readable": "easier to read and to understand",
+        "technical terms": "Technical terms, specialist vocabulary and difficult concepts stay",
+        "examples": "Examples, explanations of how something is reasoned, and supporting evidence stay",
+        "nothing new": "no new claims, none without support",
+        "plain": "plain text without formatting",
+        "clear English": "clear English of high quality",
+    },
+    "extract_knowledge.rewrite": {
+        "passages": "one or more passages",
+        "textbook English": "as textbooks and Wikipedia do",
+        "easy": "easy to understand",
+        "disciplines": "humanities, social sciences, natural sciences, technology, engineering, mathematics, law,"
+        " business, management, art, education, agriculture, politics, history",
+        "the rest disregarded": "Pass over whatever holds no useful facts or knowledge",
+        "examples": "Keep examples, explanations of how something is reasoned, and supporting evidence",
+        "nothing added": "Neither add details nor change any",
+        "plain": "plain text, without titles, subtitles, notes or comments",
+    },
+    "knowledge_list.extract": {
+        "care": "with care",
+        "concise and organized": "concise and well organized",
+        "facts": "factual information, concrete details, key concepts, and important numbers and statistics",
+        "clear points": "clear, specific, and borne out by the text",
+        "dense": "dense with information and easier to learn from",
+        "no headings": "no titles or headings",
+    },
+    "guided_rewrite.rewrite": {
+        "the task": "Work out what that task is and which problems",
+        "the expert": "the expert who is best at exactly this task",
+        "plan first": "reasons about how to go about it, plans",
+        "reflection": "notices what is wrong and tries other paths",
+        "own questions": "find those that matter most for this task",
+        "core and assumptions": "core of the problem, and which assumptions",
+        "smaller parts": "smaller parts, or made simpler",
+        "other solutions": "If the draft were entirely wrong",
+        "best change": "How is the draft best changed",
+        "on track": "Is this the right track so far?",
+        "step by step": "What is the plan, step by step?",
+        "the author's voice": "keeping the author's voice and intent",
+        "more than edits": "small edits are not enough",
+        "details kept": "Use information and details of the draft",
+        "not shorter": "not shorter than the draft",
+        "layout": "much better laid out and easier to read",
+        "reasoning": "reasons more coherently and more deeply",
+        "structure": "clearer and better structured",
+        "no noise": "free of noise and digression",
+        "only the text": "Give only the new text, as readers would see it in print",
+        "no commentary": "Do not analyse, describe, summarize or explain the changes",
+        "no reference": "do not mention a draft, and put nothing before or after it",
+    },
+    "mga.pairs": {
+        "five pairs": "five ways",
+        "genre": "its manner, its structure, what it dwells on",
+        "audience": "their age or occupation, what they know already",
+        "fitting": "Every pair fits the content",
+        "diverse": "as different from each other as they can be",
+    },
+    "mga.reformulate": {
+        "for the pair": "in this genre and for this audience",
+        "facts kept": "facts, figures, concepts",
+        "nothing invented": "invent none and contradict none",
+        "form free": "How it is said is free",
+    },
+    "active_reading.strategies": {
+        "specific to the document": "made for this very text",
+        "learn and remember all": "learn and to remember all of the information in it",
+        "markdown": "in Markdown",
+        "prefixed": 'begins with "##"',
+    },
+    "active_reading.apply": {"the strategy": "{item}", "applied": "Carry it out on the text below"},
+    "active_reading+trivia.strategies": {
+        "for trivia": "trivia contest",
+        "questions": "questions that together cover all of the information",
+        "a strategy each": "for each question, write a general strategy",
+        "not too close": "without keeping too close to the single question",
+        "detailed": "guidelines in detail, or step by step",
+        "practice": "how to practise so that it sticks",
+        "after the questions": "STRATEGIES between the questions and the strategies",
+        "prefixed": 'begins with "##"',
+    },
+    "textbook+keywords.outline": {"of keywords": "those that the keywords below stand for.\n\nKeywords: {keywords}"},
+    "textbook+grade_school.chapter": {"as printed": "Its readers are grade school students."},
 }
 
 
@@ -80,7 +264,172 @@ INSTRUCTIONS = {
     ("name", "words"), [(name, words) for name, known in INSTRUCTIONS.items() for words in known.values()]
 )
 def test_every_instruction_of_the_source_is_in_the_prompt(name, words):
-    assert words in load_recipe(name).steps[0].user
+    recipe, step = name.split(".")
+    assert words in load_recipe(recipe).step(step).user
+
+
+def test_the_instructions_of_every_prompt_are_listed():
+    assert set(INSTRUCTIONS) >= GOLDEN.keys() - {"continue.continue"}
+
+
+# --- the paper's textbook ---
+
+
+def test_a_textbook_is_made_as_the_paper_says():
+    recipe = load_recipe("textbook")
+    outline, chapter = recipe.steps
+    assert recipe.generator == "mistralai/Mistral-7B-Instruct-v0.1"
+    for step in recipe.steps:
+        assert step.sampling == Sampling(temperature=0.7, top_p=0.95, max_tokens=2048)
+        assert "to the point and in detail" in step.system and "no notes of your own" in step.system
+    assert (outline.max_input_tokens, outline.emit, chapter.emit) == (2000, False, True)
+    assert outline.gate is not None
+    assert (outline.gate.min_items, outline.gate.max_items, outline.gate.retries) == (8, 10, 2)
+    assert chapter.max_step_tokens == 1200 and "document" not in chapter.placeholders
+    assert (chapter.expected_output_tokens, recipe.expected_output_tokens) == (450, 5000)
+    drops = {one.name: one.parameters for one in chapter.filters if one.action == "drop"}
+    assert drops == {
+        "min_tokens": {"tokens": 50},
+        "max_tokens": {"tokens": 3 * 450},
+        "finish_reason": {"reasons": ["length"]},
+    }
+    audiences = [recipe.assigned(0, position)["audience"] for position in range(400)]
+    assert {name: audiences.count(name) for name in set(audiences)} == {
+        "grade school students": 100,
+        "college students": 100,
+        "field experts": 100,
+        "the general public": 100,
+    }
+
+
+def test_a_chapter_carries_its_outline_and_its_readers_in_and_not_the_document():
+    recipe = load_recipe("textbook")
+    text = "Chapter 1: Bolts\nChapter 2: Nuts {x}\n" + "More. " * 3000
+    (first, *_) = recipe.step("outline").parsed(text).items
+    values = {"outline": text, "item": first, "item_number": "1", "audience": "field experts"}
+    _, user = recipe.render(recipe.step("chapter"), DOCUMENT, values)
+    assert 'outline calls "Chapter 1: Bolts". Its readers are field experts.' in user["content"]
+    assert "\nOutline:\nChapter 1: Bolts\nChapter 2: Nuts {x}\nMore. " in user["content"]
+    assert "They" not in user["content"]
+    assert 1100 <= estimate_tokens(user["content"].split("Outline:\n")[1].split("\n\n")[0]) <= 1200
+
+
+def test_an_outline_may_be_made_of_keywords():
+    recipe = load_recipe("textbook", "keywords")
+    document = Document("d", "Sailing ships crossed oceans carrying pepper, cinnamon and cloves home.")
+    _, user = recipe.render(recipe.step("outline"), document, {"audience": "field experts"}, seed=3)
+    words = user["content"].split("Keywords: ")[1].split("\n")[0].split(", ")
+    assert len(words) == len(set(words)) >= 8 and all(word in document.text.lower() for word in words)
+    assert document.text not in user["content"]
+    again = recipe.render(recipe.step("outline"), document, {"audience": "field experts"}, seed=4)
+    assert again[1]["content"] != user["content"]
+
+
+# --- variants and overrides ---
+
+
+def test_a_variant_is_another_recipe_under_another_name():
+    plain, both = load_recipe("textbook"), load_recipe("textbook", "grade_school,keywords")
+    assert (plain.name, both.name) == ("textbook", "textbook+keywords+grade_school")
+    assert len({plain.sha256, both.sha256, load_recipe("textbook+keywords").sha256}) == 3
+    assert both == load_recipe("textbook+keywords+grade_school") == load_recipe("textbook+keywords", "grade_school")
+    assert [step.name for step in both.steps] == [step.name for step in plain.steps]
+    assert both.step("outline").user != plain.step("outline").user
+    assert both.step("outline").gate == plain.step("outline").gate
+    assert recipe_from(both.to_dict()) == both
+
+
+def with_variants(**variants):
+    return {**a_recipe(system="Be brief."), "variants": variants}
+
+
+def test_a_variant_changes_fields_and_words_of_templates():
+    values = with_variants(
+        calm={"steps": {"s": {"sampling": {"temperature": 0.1}, "max_input_tokens": 9}}},
+        old={"description": "o", "steps": {"s": {"replace": {"Read": "Peruse", "brief": "quaint ${x}"}}}},
+    )
+    recipe = recipe_from(values, variants=["old", "calm"])
+    (step,) = recipe.steps
+    assert recipe.name == "mine+calm+old"
+    assert recipe_from(values).variants == (("calm", ""), ("old", "o"))
+    assert (step.user, step.system) == ("Peruse {document} now.", "Be quaint ${x}.")
+    assert (step.sampling, step.max_input_tokens) == (Sampling(0.1, 0.95, 2048), 9)
+
+
+@pytest.mark.parametrize(
+    ("variants", "chosen", "words"),
+    [
+        ({"old": {"steps": {"t": {}}}}, [], "variant old of the given recipe: the recipe has no step 't'; it has s"),
+        ({"old": {"steps": {}}}, [], "changes nothing"),
+        ({"old": [1]}, [], "a variant has a lower-case name and is a mapping"),
+        ({"old": {"stepps": {}}}, [], "did you mean steps?"),
+        ({"old": {"steps": {"s": {"usr": "x"}}}}, [], "did you mean user?"),
+        ({"old": {"steps": {"s": {"name": "x"}}}}, [], "a mapping of fields, other than its name"),
+        ({"old": {"steps": {"s": {"user": "x"}}}}, [], "user holds neither {document}"),
+        ({"old": {"steps": {"s": {"replace": {"Write": "x"}}}}}, [], "its templates do not hold 'Write'"),
+        ({"old": {"steps": {"s": {"replace": {"Read": 1}}}}}, [], "puts texts in the place of texts"),
+        ({"old": {"steps": {"s": {"replace": "Read"}}}}, [], "is a mapping of words"),
+        ({"old": {"steps": {"s": {"prompt_words": 3}}}}, ["odl"], "has no variant 'odl'; did you mean old?"),
+        ({}, ["odl"], "has no variant 'odl'; it has none"),
+    ],
+)
+def test_a_variant_with_a_fault_is_refused_chosen_or_not(variants, chosen, words):
+    with pytest.raises(ValueError) as refused:
+        recipe_from(with_variants(**variants), variants=chosen)
+    assert words in str(refused.value)
+
+
+def test_a_field_of_a_step_may_be_overridden():
+    recipe = load_recipe("hq", override={"rewrite": {"user": "Rewrite {document} {{so}}."}})
+    assert recipe.name.startswith("hq+") and recipe.steps[0].system == load_recipe("hq").steps[0].system
+    assert render(recipe, DOCUMENT)[1]["content"] == "Rewrite Bolts hold. {They} cost 3 {units}. {so}."
+    other = load_recipe("hq", override={"rewrite": {"user": "Rewrite {document}."}})
+    assert other.name != recipe.name and other.sha256 != recipe.sha256
+    both = load_recipe("textbook", "keywords", {"chapter": {"max_step_tokens": 600}})
+    assert both.name.startswith("textbook+keywords+") and both.step("chapter").max_step_tokens == 600
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"rewrit": {"user": "x"}}, "no step 'rewrit'; did you mean rewrite?"),
+        ({"rewrite": {"user": {"Rewrite": {"document": None}}}}, "user of step rewrite is a text"),
+        ({"rewrite": {"user": "Rewrite {doc}"}}, "nothing stands for {doc}"),
+        ({"rewrite": "x"}, "needs a mapping of fields"),
+        ({"rewrite": {"max_input_tokens": 0}}, "override of recipe hq: max_input_tokens must be at least 1"),
+    ],
+)
+def test_an_override_with_a_fault_is_refused(override, words):
+    with pytest.raises(ValueError) as refused:
+        load_recipe("hq", override=override)
+    assert words in str(refused.value)
+
+
+ODD = [
+    "",
+    "{",
+    "}}{{",
+    "{item}{outline}{audience}",
+    "\x00\x07\u202e",
+    "\u4f60\u597d\u3002" * 5000,
+    "x" * 1_000_000,
+    "a. " * 9000,
+]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_renders_odd_documents_within_its_limits(name):
+    recipe = load_recipe(name)
+    values = {"item": "{document}", "item_number": "1", **recipe.assigned(0, 0)}
+    values |= {step.name: "{document} {item}" for step in recipe.steps}
+    for text in ODD:
+        for step in recipe.steps:
+            prompt = recipe.render(step, Document("d", text), values)
+            given = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+            shown = recipe.document_text(step, Document("d", text))
+            assert estimate_tokens(shown) <= step.max_input_tokens
+            assert ("document" not in step.placeholders) or shown in given
+            assert estimate_tokens(given) < step.max_input_tokens + 1000
 
 
 @pytest.mark.parametrize("name", ["hq", "qa"])
@@ -144,7 +493,7 @@ def test_half_of_a_surrogate_pair_does_not_reach_an_engine():
         ({"sampling": {"max_tokens": 0}}, "max_tokens must be at least 1"),
         ({"sampling": {"temprature": 1}}, "did you mean sampling.temperature?"),
         ({"filters": [{"name": "min_token"}]}, "no filter 'min_token'; known are empty, min_tokens"),
-        ({"filters": [{"name": "empty", "action": "erase"}]}, "action is annotate or drop, got 'erase'"),
+        ({"filters": [{"name": "empty", "action": "erase"}]}, "got 'erase'"),
         (
             {"filters": [{"name": "min_tokens", "parameters": {"token": 3}}]},
             "unknown key token in parameters of filter 1",
@@ -189,7 +538,8 @@ def test_a_recipe_of_the_user_s_own_is_a_file(tmp_path):
     ("name", "words"),
     [
         ("contine", "no recipe 'contine'; did you mean continue?"),
-        ("textbook", "built in are continue, hq, qa"),
+        ("nothing_like_it", "built in are active_reading, continue, distill"),
+        ("textbok+keywords", "did you mean textbook?"),
         ("gone.yaml", "no recipe file gone.yaml"),
         ("broken.yaml", "is not valid YAML"),
         ("latin.yaml", "is not UTF-8"),
