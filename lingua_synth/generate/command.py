@@ -26,6 +26,10 @@ class GenerateArgs:
 
     recipe: str = ""
     """Name of a built-in recipe (`lingua-synth generate list`) or the path of your own .yaml file."""
+    variant: str = ""
+    """Names of the recipe's variants, separated by commas."""
+    override: dict[str, Any] = field(default_factory=dict)
+    """New values of steps' fields, e.g. 'override.rewrite.user="Rewrite {document}"'; `generate show` shows them."""
     documents: str = ""
     """Natural documents: a jsonl or parquet file, folder, glob or URL; python:// is the English text of this Python."""
     out: str = ""
@@ -91,6 +95,10 @@ class ShowArgs:
 
     recipe: str = ""
     """Name of a built-in recipe or the path of your own .yaml file."""
+    variant: str = ""
+    """Names of the recipe's variants, separated by commas."""
+    override: dict[str, Any] = field(default_factory=dict)
+    """New values of steps' fields, e.g. 'override.rewrite.user="Rewrite {document}"'."""
     document: str = ""
     """A text file, or a file of documents (jsonl, parquet), whose first document is taken."""
     seed: int = 0
@@ -143,7 +151,7 @@ def _run(argv: Sequence[str]) -> int:
     for key in ("recipe", "documents", "out", "engine"):
         if not getattr(args, key):
             raise ValueError(f"{key} is not set; `lingua-synth generate --help` lists the keys{_choices(key)}")
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(args.recipe, args.variant, args.override)
     recipe = recipe.with_sampling(temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens)
     options = {key: getattr(args, key) for key in OPTION_KEYS}
     engine = build_engine(args.engine, **options, engine_args=args.engine_args or None, faults=args.faults or None)
@@ -187,6 +195,8 @@ def _list(argv: Sequence[str]) -> int:
             print(_wrapped(f"evidence: {evidence}"))
         for variable, choices in recipe.assign:
             print(_wrapped(f"{variable}: {', '.join(choices)}"))
+        for variant, about in recipe.variants:
+            print(_wrapped(f"variant {variant}: {about}"))
         for step in recipe.steps:
             print(_wrapped(f"{step.name}: {_in_words(recipe, step)}"))
         print()
@@ -220,7 +230,7 @@ def _show(argv: Sequence[str]) -> int:
     args = parse_args(ShowArgs, argv, prog="lingua-synth generate show")
     if not args.recipe or not args.document:
         raise ValueError("show needs recipe= and document=, e.g. recipe=hq document=page.txt")
-    recipe = load_recipe(args.recipe)
+    recipe = load_recipe(args.recipe, args.variant, args.override)
     document = _read_document(args.document)
     print(f"recipe {recipe.name}, version {recipe.version}, {recipe.sha256[:16]}")
     values = recipe.assigned(args.seed, 0)

@@ -1,13 +1,14 @@
 """The verb: run, list, show, verify, as a user types them."""
 
 import json
+import re
 
 import pytest
 
 from lingua_synth.cli import main
 from lingua_synth.config import run_command
 from lingua_synth.documents import Document, write_documents
-from lingua_synth.generate import RECIPES
+from lingua_synth.generate import RECIPES, load_recipe
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_list_shows_every_recipe_with_its_source(capsys):
     shown = capsys.readouterr().out
     assert all(f"{name} (version" in shown for name in RECIPES)
     assert "Demystifying Synthetic Data" in shown and "evidence" in shown
+    assert "variant keywords: The outline is made of words drawn from the document" in shown
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
@@ -89,6 +91,36 @@ def test_show_renders_a_text_prompt(source, capsys):
     )
 
 
+def test_show_renders_every_step_of_every_recipe_and_variant(source, capsys):
+    for name in RECIPES:
+        recipe = load_recipe(name)
+        for variant in ("", *(variant for variant, _ in recipe.variants)):
+            assert call("show", f"recipe={name}", f"variant={variant}", f"document={source}") == 0
+            shown = capsys.readouterr().out
+            assert all(f"\nstep {step.name}, prompt " in shown for step in recipe.steps)
+            assert not re.search(r"(?<!A text about 0 )\{[a-z_]+\}", shown)
+
+
+def test_show_says_who_reads_the_book_and_where_other_steps_stand(source, capsys):
+    assert call("show", "recipe=textbook", "variant=keywords", f"document={source}", "seed=1") == 0
+    shown = capsys.readouterr().out
+    audience = shown.split("\naudience: ")[1].split("\n")[0]
+    assert shown.count(f"Its readers are {audience}.") == 2
+    assert "recipe textbook+keywords, version 1" in shown and "\nKeywords: " in shown
+    assert "\nOutline:\n<what outline wrote>\n" in shown and 'calls "<the item>"' in shown
+
+
+def test_a_prompt_may_be_overridden_on_the_command_line(source, tmp_path, capsys):
+    words = ['override.rewrite.user="Say: {document}"', "override.rewrite.sampling.max_tokens=99"]
+    assert call("show", "recipe=hq", f"document={source}", *words) == 0
+    shown = capsys.readouterr().out
+    assert "--- user ---\nSay: A text about 0 {things}." in shown and "max_tokens 99\n" in shown
+    assert call(*words_of(source, tmp_path), *words) == 0
+    record = json.loads((tmp_path / "out" / "documents-00000.jsonl").read_text().splitlines()[0])
+    assert record["meta"]["synth"]["recipe"].startswith("hq+")
+    assert record["meta"]["synth"]["sampling"]["max_tokens"] == 99
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -107,6 +139,9 @@ def test_show_renders_a_text_prompt(source, capsys):
         (["recipe=hq", "documents=IN", "out=IN", "engine=mock"], "out is a folder, and IN is a file"),
         (["recipe=hq", "documents=IN", "out=OUT", "engine=mock", "temprature=1"], "did you mean temperature?"),
         (["recipe=hq", "documents=IN", "out=OUT", "engine=mock", "top_p=2"], "top_p is a probability mass"),
+        (["show", "recipe=hq", "variant=keywords", "document=IN"], "recipe hq has no variant 'keywords'; it has none"),
+        (["show", "recipe=hq", "document=IN", "override.rewrite.user=Say: {document}"], "put it in double quotes"),
+        (["show", "recipe=hq", "document=IN", "override.rewrit.user=x"], "did you mean rewrite?"),
         (["show", "recipe=hq"], "show needs recipe= and document="),
         (["show", "recipe=hq", "document=gone.txt"], "no file gone.txt"),
         (["show", "recipe=hq", "document=EMPTY"], "is empty"),

@@ -1,0 +1,82 @@
+"""The built-in recipes of several steps, from documents to records, with an engine that writes as models do."""
+
+import json
+
+import pytest
+
+from lingua_synth.documents import Document
+from lingua_synth.generate import RECIPES, Generation, generate, load_recipe, verify
+from lingua_synth.generate.engines.mock import MockEngine
+
+DOCUMENTS = [Document(f"doc-{i}", f"Text number {i} is about {{bolts}}. " * 6) for i in range(8)]
+TEXT = "Every word here stands for something that a model would have said. " * 8
+
+
+class Writer(MockEngine):
+    """Answers by what it is asked: outlines in forms that vary with the seed, pairs, strategies, prose else."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def _outcome(self, request, num_outcomes):
+        asked = request.prompt if isinstance(request.prompt, str) else request.prompt[-1]["content"]
+        self.asked.append(asked)
+        text = TEXT
+        if asked.endswith("Outline of the textbook:"):
+            between = ("\n", "\n * a point", " and more")[request.seed % 3]
+            number = 2 if "number 5 " in asked and request.seed % 5 else 11
+            text = "Title: Bolts\nIntroduction:" + "".join(
+                f"{between if k > 1 else chr(10)}Chapter {k}: Part {k}" for k in range(1, number + 1)
+            )
+        elif asked.endswith("Pairs:"):
+            text = "\n\n".join(f"{k}. Genre: kind {k}\nAudience: readers {k}" for k in range(1, 6))
+        elif asked.startswith("Read the text below. "):
+            text = "Here:\n## Map\nDraw it.\n## Count\nCount it.\n## Rhyme\nSing it."
+        return Generation(request.key, text, len(asked.split()), len(text.split()), "stop")
+
+
+def rows(folder, kind):
+    paths = sorted(folder.glob(f"{kind}-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("variant", ["", "grade_school", "keywords"])
+def test_books_have_ten_chapters_for_readers_dealt_evenly(variant, tmp_path):
+    recipe, engine = load_recipe("textbook", variant), Writer()
+    summary = generate(DOCUMENTS, tmp_path, recipe, engine, seed=2, progress=False)
+    assert verify(tmp_path) == []
+    books = {}
+    for row in rows(tmp_path, "documents"):
+        synth = row["meta"]["synth"]
+        books.setdefault(synth["source_id"], []).append(synth["item"])
+        assert synth["recipe"] == recipe.name and synth["parents"].keys() == {"outline"}
+    dropped = {row["meta"]["synth"]["source_id"] for row in rows(tmp_path, "filtered")}
+    assert summary.filtered == ({"gate": len(dropped)} if dropped else {}) and dropped <= {"doc-5"}
+    assert books == {one.id: list(range(1, 11)) for one in DOCUMENTS if one.id not in dropped}
+    readers = [row["meta"]["synth"]["audience"] for row in rows(tmp_path, "steps")]
+    assert all(readers.count(one) <= 2 for one in readers) and len(set(readers)) == 4
+    chapters = [asked for asked in engine.asked if "outline calls" in asked]
+    titles = {asked.split("outline calls ")[1].split(". Its")[0] for asked in chapters}
+    assert titles <= {f'"Chapter {k}: Part {k}{end}"' for k in range(1, 11) for end in ("", " and more")}
+    assert len(chapters) == len(books) * 10
+    said = {asked.split("Its readers are ")[1].split(".")[0] for asked in chapters}
+    assert said == ({"grade school students"} if variant == "grade_school" else set(readers))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "piece"),
+    [("mga", 5, "Genre: kind 2\nAudience: readers 2"), ("active_reading", 3, "Count\nCount it.")],
+)
+def test_genres_and_strategies_give_a_record_each(name, number, piece, tmp_path):
+    engine = Writer()
+    summary = generate(DOCUMENTS, tmp_path, name, engine, progress=False)
+    assert summary.records == number * len(DOCUMENTS) and verify(tmp_path) == []
+    asked = [asked for asked in engine.asked if f"\n\n{piece}\n\n" in asked and "is about {bolts}" in asked]
+    assert len(asked) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "traces"])
+def test_every_recipe_runs(name, tmp_path):
+    summary = generate(DOCUMENTS[:2], tmp_path, name, Writer(), progress=False)
+    assert summary.records >= 2 and not summary.failed and verify(tmp_path) == []
