@@ -1,6 +1,7 @@
 """Recipes: golden prompts, every instruction of the sources, documents full of braces, cuts, refusals."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
@@ -270,6 +271,19 @@ def test_every_instruction_of_the_source_is_in_the_prompt(name, words):
 
 def test_the_instructions_of_every_prompt_are_listed():
     assert set(INSTRUCTIONS) >= GOLDEN.keys() - {"continue.continue"}
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+def test_the_page_of_recipes_says_what_the_recipes_say():
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines()]
+    said = {row[0]: int(row[3].replace(",", "")) for row in cells if len(row) == 5 and row[0] in RECIPES}
+    assert said == {name: load_recipe(name).expected_output_tokens for name in said}
+    assert {key.split(".")[0] for key in GOLDEN} <= said.keys()
+    example = PAGE.read_text().split("```yaml\n")[1].split("```")[0]
+    mine = recipe_from(yaml.safe_load(example))
+    assert [step.emit for step in mine.steps] == [False, True]
 
 
 # --- the paper's textbook ---
