@@ -1,6 +1,6 @@
 """One input on its way through a recipe's steps: which calls are due, and what has become of it.
 
-    due calls -> engine -> text -> gate -> filters -> record, or what later steps go on from -> due calls -> ...
+    due calls -> engine -> text -> filters -> gate -> record, or what later steps go on from -> due calls -> ...
 
 A branch ends where a call fails, a filter drops its text or a gate gives up; other branches go on. An input is done
 when nothing is due any more. Everything follows from the texts alone, so the same texts, read from a journal after a

@@ -25,8 +25,8 @@ from typing import Any
 from lingua_synth.documents import Document
 from lingua_synth.generate import store
 from lingua_synth.generate.accounting import Meter
-from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, Request, whole_characters
-from lingua_synth.generate.filters import Verdict, judge
+from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, Prompt, Request, whole_characters
+from lingua_synth.generate.filters import FilterContext, Verdict, judge
 from lingua_synth.generate.graph import Call, Ended, Graph, Progress
 from lingua_synth.generate.journal import Journal
 from lingua_synth.generate.leases import Leases
@@ -116,6 +116,7 @@ class Worker:
         self._order = {step.name: number for number, step in enumerate(settings.recipe.steps)}
         # The same in every record, so computed once.
         self._prompt_sha256 = {step.name: step.prompt_sha256 for step in settings.recipe.steps}
+        self._templates = {step.name: f"{step.system}\n{step.user}" for step in settings.recipe.steps}
         self._sampling = {step.name: dataclasses.asdict(step.sampling) for step in settings.recipe.steps}
         self.shards: dict[int, dict[str, Any]] = {}
         self._whole: set[int] = set()
@@ -126,7 +127,8 @@ class Worker:
         self._looked = 0.0
         self._open: dict[int, _OpenShard] = {}
         self._due: collections.deque[_Due] = collections.deque()
-        self._under_way: dict[str, _Due] = {}
+        self._under_way: dict[str, tuple[_Due, Prompt]] = {}
+        """What the engine holds; the prompts are kept for filters that read them."""
         self._inputs: Iterator[tuple[_OpenShard, Input]] = iter(())
         self._num_outcomes = 0
         self._num_failures = 0
@@ -319,8 +321,8 @@ class Worker:
         progress, call = due.shard.rows[due.row].progress, due.call
         seed = self._call_seed(progress, call)
         key = self._record_id(progress, call) + (f"-{call.attempt}" if call.attempt else "")
-        self._under_way[key] = due
         prompt = self._graph.prompt(progress, call, seed)
+        self._under_way[key] = due, prompt
         return Request(key, prompt, call.step.sampling, seed, group=due.shard.index)
 
     def _call_seed(self, progress: Progress, call: Call) -> int:
@@ -341,7 +343,7 @@ class Worker:
 
     def _take(self, outcome: Outcome) -> None:
         assert outcome.key in self._under_way, f"the engine returned {outcome.key}, which is not under way"
-        due = self._under_way.pop(outcome.key)
+        due, prompt = self._under_way.pop(outcome.key)
         self._num_outcomes += 1
         if isinstance(outcome, Failure):
             # Not journaled: what failed before a kill is tried again.
@@ -351,10 +353,10 @@ class Worker:
         entry = {name: getattr(outcome, name) for name in _OUTCOME_FIELDS}
         entry["text"] = whole_characters(outcome.text)
         self._journal.append(due.shard.index, {"call": f"{due.row}.{due.call.key}", **entry})
-        self._settle(due, entry)
+        self._settle(due, entry, prompt)
 
-    def _settle(self, due: _Due, entry: Mapping[str, Any]) -> None:
-        """What became of a call, by what the engine, now or before a kill, has said."""
+    def _settle(self, due: _Due, entry: Mapping[str, Any], prompt: Prompt | None = None) -> None:
+        """What became of a call, by what the engine, now (then `prompt` is known) or before a kill, has said."""
         shard, call = due.shard, due.call
         row = shard.rows[due.row]
         progress = row.progress
@@ -365,21 +367,28 @@ class Worker:
             shard.prompt_tokens += entry["prompt_tokens"]
             shard.generated_tokens += entry["output_tokens"]
             shard.num_succeeded += 1
-            calls = self._judge(row, call, entry)
+            calls = self._judge(row, call, entry, prompt)
         self._make_due(shard, due.row, calls)
         if not calls and progress.num_due == 0:
             self._done(shard)
 
-    def _judge(self, row: _Row, call: Call, entry: Mapping[str, Any]) -> list[Call]:
-        """Gate and filters on a text; the calls that it makes due."""
+    def _judge(self, row: _Row, call: Call, entry: Mapping[str, Any], prompt: Prompt | None) -> list[Call]:
+        """Filters and gate on a text; the calls that it makes due."""
         progress, step = row.progress, call.step
-        text = entry["text"].strip()
         generation = Generation("", **{key: value for key, value in entry.items() if key != "call"})
+
+        def render() -> Prompt:
+            return self._graph.prompt(progress, call, self._call_seed(progress, call)) if prompt is None else prompt
+
+        context = FilterContext(progress.document, generation, self._templates[step.name], render)
+        verdict = judge(entry["text"].strip(), context, step.filters)
+        text = verdict.text
         after_gate = self._graph.retry(progress, call, text)
         if isinstance(after_gate, Call):
             return [after_gate]
-        verdict = judge(text, progress.document, generation, step.filters)
         synth = self._provenance(progress, call, generation)
+        if verdict.stripped:
+            synth["stripped"] = verdict.stripped
         ended: Ended | None = after_gate
         if ended is None and verdict.dropped_by is not None:
             ended = self._graph.drop(progress, call, verdict)
