@@ -18,6 +18,8 @@ EXTRAS = {
     "openai": GENERATE,
     "quickstart": TRAIN + REPORT + GENERATE,
     "tracking": ["tensorboard>=2.15"],
+    # Near-duplicates and the languages of documents and outputs.
+    "filters": ["datasketch>=1.6", "py3langid>=0.4"],
     "vllm": ["vllm>=0.10"],
     "hf": ["torch>=2.9", "transformers>=4.46", "jinja2>=3.1"],
     "gpu": ["xformers>=0.0.29", "liger-kernel>=0.8.5"],
@@ -32,6 +34,7 @@ EXTRAS["dev"] = sorted(
     {
         *EXTRAS["quickstart"],
         *EXTRAS["formats"],
+        *EXTRAS["filters"],
         *EXTRAS["tracking"],
         # Its StatefulDataLoader carries our torch datasets' state.
         "torchdata>=0.11",
