@@ -212,14 +212,25 @@ def _in_words(recipe: Recipe, step: Step) -> str:
     if step.expected_output_tokens:
         parts.append(f"about {step.expected_output_tokens:,} tokens" + (f" x {calls}" if calls > 1 else ""))
     parts.append(
-        f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {step.max_input_tokens:,} tokens of "
-        f"the document in and {sampling.max_tokens:,} out"
+        f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {_cuts(recipe, step)} in and "
+        f"{sampling.max_tokens:,} tokens out"
     )
     if step.gate is not None:
-        parts.append(f"at least {step.gate.min_items} items, in {step.gate.retries + 1} attempts")
+        most = f" to {step.gate.max_items}" if step.gate.max_items is not None else " or more"
+        parts.append(f"{step.gate.min_items}{most} items, asked for up to {step.gate.retries + 1} times")
     filters = ", ".join(f"{one.name} ({one.action})" for one in step.filters)
     parts.append(f"filters: {filters or 'none'}")
     return "; ".join(parts)
+
+
+def _cuts(recipe: Recipe, step: Step) -> str:
+    """How much of what a step puts into its prompt: "2,000 tokens of the document"."""
+    limits = {one.name: (step.max_step_tokens, f"what {one.name} wrote") for one in recipe.steps}
+    limits |= {"document": (step.max_input_tokens, "the document")}
+    found = [f"{most:,} tokens of {what}" for name, (most, what) in limits.items() if name in step.placeholders]
+    if "keywords" in step.placeholders:
+        found.append(f"{recipe.keywords} words of the document")
+    return " and ".join(found) or "an item"
 
 
 def _wrapped(text: str) -> str:
@@ -241,16 +252,16 @@ def _show(argv: Sequence[str]) -> int:
         unknown = {name: f"<what {name} wrote>" for name in step.after}
         unknown |= {one.name: f"<what {one.name} wrote>" for one in recipe.steps if one.name in step.placeholders}
         items = {"item": "<the item>", "item_number": "1"}
-        _show_step(step, recipe.render(step, document, {**items, **unknown, **values}, seed=args.seed))
+        _show_step(recipe, step, recipe.render(step, document, {**items, **unknown, **values}, seed=args.seed))
     print("---")
     return 0
 
 
-def _show_step(step: Step, prompt: Prompt) -> None:
+def _show_step(recipe: Recipe, step: Step, prompt: Prompt) -> None:
     sampling = step.sampling
     print(f"\nstep {step.name}, prompt {step.prompt_sha256[:16]}")
     print(f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, max_tokens {sampling.max_tokens:,}")
-    print(f"document cut at {step.max_input_tokens:,} tokens, here taken as 4 characters each")
+    print(f"at most {_cuts(recipe, step)}, a token here taken as 4 characters")
     if isinstance(prompt, str):
         print(f"--- text ---\n{prompt}")
     else:

@@ -49,6 +49,7 @@ RESERVED = (DOCUMENT, "item", "item_number", "keywords")
 # {{word}} is written as {word}; ${word} stays, as shells and other templates mean it.
 _PLACEHOLDER = re.compile(r"\{\{(?P<literal>\w+)\}\}|(?<!\$)\{(?P<name>[a-z][a-z0-9_]*)\}")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_WITH_VARIANTS = re.compile(r"(?P<name>\w+|.+\.ya?ml)\+(?P<variants>\w+(?:\+\w+)*)")
 
 # No tokenizer we know of packs more than this into a token on average, so what lies behind is cut before it is counted.
 MAX_CHARS_PER_TOKEN = 32
@@ -379,10 +380,12 @@ def load_recipe(
     Raises ValueError, naming the file and the nearest known name, for a recipe or variant that does not exist, a field
     that does not exist, a value that does not fit, a step that names what does not come before it.
     """
-    name, *chosen = [str(name_or_path)]
-    if "+" in name and not Path(name).is_file():
-        name, *chosen = name.split("+")
-    chosen += [part.strip() for part in variant.split(",") if part.strip()]
+    name = str(name_or_path)
+    chosen = [part.strip() for part in variant.split(",") if part.strip()]
+    called = None if Path(name).is_file() else _WITH_VARIANTS.fullmatch(name)
+    if called:
+        name = called["name"]
+        chosen += called["variants"].split("+")
     if name in RECIPES:
         file, where = _builtin_folder() / f"{name}.yaml", f"recipe {name}"
         values = _read_yaml(file.read_text(encoding="utf-8"), where)

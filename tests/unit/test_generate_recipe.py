@@ -1,6 +1,7 @@
 """Recipes: golden prompts, every instruction of the sources, documents full of braces, cuts, refusals."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -391,6 +392,17 @@ def test_a_variant_with_a_fault_is_refused_chosen_or_not(variants, chosen, words
     with pytest.raises(ValueError) as refused:
         recipe_from(with_variants(**variants), variants=chosen)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("folder", ["plain", "c++", "a+b"])
+def test_variants_of_a_file_are_named_behind_it(folder, tmp_path):
+    path = tmp_path / folder / "mine+.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(with_variants(old={"steps": {"s": {"replace": {"Read": "Peruse"}}}})))
+    assert load_recipe(path).name == "mine"
+    assert load_recipe(f"{path}+old") == load_recipe(path, "old")
+    with pytest.raises(ValueError, match=f"no recipe file .*{re.escape(folder)}/gone.yaml"):
+        load_recipe(tmp_path / folder / "gone.yaml")
 
 
 def test_a_field_of_a_step_may_be_overridden():

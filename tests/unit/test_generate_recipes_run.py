@@ -76,6 +76,18 @@ def test_genres_and_strategies_give_a_record_each(name, number, piece, tmp_path)
     assert len(asked) == len(DOCUMENTS)
 
 
+def test_records_say_how_many_pairs_were_read_in_them(tmp_path):
+    class Asking(MockEngine):
+        def _outcome(self, request, num_outcomes):
+            text = TEXT.replace("Every", "Question: Which? Answer: Every") + "Question: Why?"
+            return Generation(request.key, text, 9, len(text.split()), "stop")
+
+    generate(DOCUMENTS[:2], tmp_path, "diverse_qa", Asking(), progress=False)
+    for row in rows(tmp_path, "documents"):
+        assert row["meta"]["synth"]["fields"] == {"convert": {"pairs": 8, "unanswered": 1}}
+        assert "qa_pairs" in row["meta"]["synth"]["flags"]
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "traces"])
 def test_every_recipe_runs(name, tmp_path):
     summary = generate(DOCUMENTS[:2], tmp_path, name, Writer(), progress=False)
