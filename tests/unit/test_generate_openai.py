@@ -238,6 +238,20 @@ def test_a_template_without_a_system_role_is_explained():
     assert outcomes["k0"].error.endswith("fold_system=true puts the system message into the user turn")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
+        "max_tokens=2048 cannot be greater than max_model_len=512.",
+        "The input (9000 tokens) is longer than the model's context length (4096 tokens).",
+    ],
+)
+def test_what_is_too_long_for_the_context_is_said_with_what_to_change(said):
+    with Server(lambda n, b: web.json_response({"error": {"message": said}}, status=400)) as server:
+        outcomes = run([server], 1)
+    assert said[:40] in outcomes["k0"].error and outcomes["k0"].error.endswith("the recipe's max_input_tokens")
+
+
 def test_a_request_is_given_up_after_its_retries():
     def answer(number, body):
         return error(500, "always") if body["seed"] == 1000 else completion(body)

@@ -41,6 +41,8 @@ LONGEST_PAUSE_S = 60.0
 FIRST_REST_S = 1.0
 FAILURES_BEFORE_REST = 3
 MAX_ERROR_CHARS = 300
+ROLE_HINT = "; fold_system=true puts the system message into the user turn"
+TOO_LONG_HINT = "; prompt and max_tokens share the model's context: lower max_tokens or the recipe's max_input_tokens"
 
 
 class _Retry(Exception):
@@ -117,6 +119,7 @@ class OpenAIEngine:
     """
 
     prompt_kinds = ("chat", "text")
+    context_tokens = None
 
     def __init__(
         self,
@@ -371,8 +374,7 @@ class _Client:
         if status != 200:
             # What the templates of models without a system role raise; the messages are Mistral's and Gemma's.
             role = b"roles must alternate" in content or b"System role not supported" in content
-            hint = "; fold_system=true puts the system message into the user turn" if role else ""
-            raise _Refused(_status_in_words(status, content) + hint)
+            raise _Refused(_status_in_words(status, content) + (ROLE_HINT if role else _context_hint(content)))
         try:
             return json.loads(content)
         except ValueError:
@@ -490,6 +492,12 @@ def _excerpt(content: bytes) -> str:
 
 def _status_in_words(status: int, content: bytes) -> str:
     return f"{status} {_excerpt(content)}".strip()
+
+
+def _context_hint(content: bytes) -> str:
+    """What to change where a server says that a request does not fit; the words are vLLM's, SGLang's and OpenAI's."""
+    words = (b"context length", b"context_length", b"max_model_len", b"maximum context", b"maximum input length")
+    return TOO_LONG_HINT if any(word in content.lower() for word in words) else ""
 
 
 def _words(error: BaseException) -> str:
