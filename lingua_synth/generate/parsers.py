@@ -133,7 +133,6 @@ _TAGS = re.compile(
     rf"|(?<=[\s.?!])[*_]{{0,4}}(?P<inside>Question|Answer)(?:[ ]\d{{1,3}})?[*_]{{0,4}}:[*_]{{0,4}})",
     re.MULTILINE,
 )
-_BULLET_AT_END = re.compile(r"\n[ \t]*(?:[-*\u2022#]+|\(?\d{1,3}[.):])[ \t]*$")
 # Without tags: a line of its own that asks, emphasized or not, is a question, and what follows it the answer.
 _ASKING_LINE = re.compile(rf"^{_LEAD}(?P<question>[^\s*_#][^\n]{{2,300}}\?)[*_ \t]{{0,8}}$", re.MULTILINE)
 
@@ -169,8 +168,8 @@ def _questions_and_answers(text: str) -> list[tuple[str, str]]:
 
 
 def _said(text: str) -> str:
-    """Without the white space around it, and without the bullet or number that belongs to what comes next."""
-    return _BULLET_AT_END.sub("", text.rstrip()).strip().strip("*_").strip()
+    """Without the white space and the emphasis around it."""
+    return text.strip().strip("*_").strip()
 
 
 # --- genres and audiences ---
@@ -192,9 +191,7 @@ def parse_genre_audience(text: str) -> Parsed:
         (match["tag"][0].lower(), _one_line(value)) for match, value in _parts(text, _GENRE_OR_AUDIENCE)
     ]
     for tag, value in said:
-        if tag in held:  # the other half is missing
-            held = {}
-        if value:
+        if value:  # a second genre replaces one that no audience followed
             held[tag] = value
         if len(held) == 2:
             pairs[held["g"], held["a"]] = None

@@ -382,7 +382,7 @@ def load_recipe(
     """
     name = str(name_or_path)
     chosen = [part.strip() for part in variant.split(",") if part.strip()]
-    called = None if Path(name).is_file() else _WITH_VARIANTS.fullmatch(name)
+    called = _WITH_VARIANTS.fullmatch(name)
     if called:
         name = called["name"]
         chosen += called["variants"].split("+")

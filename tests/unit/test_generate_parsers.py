@@ -231,6 +231,7 @@ def test_strategies_are_sections(text):
 
 def test_headings_alone_are_strategies_and_prose_is_none():
     assert parse_strategies("## Draw a map\n## Count the ships").items == ("Draw a map", "Count the ships")
+    assert parse_strategies("# Strategies at sea\n## Draw a map\n## Count").items == ("Draw a map", "Count")
     assert parse_strategies("One should draw a map.").items == ()
     assert parse_strategies("- Draw a map\n- Count").items == ("Draw a map", "Count")
 

@@ -411,6 +411,8 @@ def test_a_field_of_a_step_may_be_overridden():
     assert render(recipe, DOCUMENT)[1]["content"] == "Rewrite Bolts hold. {They} cost 3 {units}. {so}."
     other = load_recipe("hq", override={"rewrite": {"user": "Rewrite {document}."}})
     assert other.name != recipe.name and other.sha256 != recipe.sha256
+    cooler = load_recipe("continue", override={"continue": {"sampling": {"temperature": 0.5}}})
+    assert cooler.steps[0].sampling == Sampling(0.5, 0.95, 1024)
     both = load_recipe("textbook", "keywords", {"chapter": {"max_step_tokens": 600}})
     assert both.name.startswith("textbook+keywords+") and both.step("chapter").max_step_tokens == 600
 
