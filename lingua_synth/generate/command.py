@@ -1,4 +1,4 @@
-"""`lingua-synth generate [run|list|show|verify|cost] key=value ...`: synthetic documents from natural ones."""
+"""`lingua-synth generate [run|list|show|verify|cost|filter|card] key=value ...`: synthetic texts from natural ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lingua_synth.documents.locations import PYTHON_CORPUS, SUFFIXES, is_url
 from lingua_synth.files import what_is_there
 from lingua_synth.generate.engine import Prompt
 from lingua_synth.generate.engines import AUTO, ENGINES, build_engine
+from lingua_synth.generate.folder_command import card_command, filter_command
 from lingua_synth.generate.recipe import RECIPES, Recipe, Step, load_recipe
 from lingua_synth.generate.runner import generate
 from lingua_synth.generate.verify import verify
@@ -129,13 +130,16 @@ OPTION_KEYS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Dispatch to run (the default), list, show, verify or cost."""
+    """Dispatch to run (the default), list, show, verify, cost, filter or card."""
     verbs: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "list": _list,
         "show": _show,
         "verify": _verify,
         "cost": _cost,
+        "select": _select,
+        "filter": filter_command,
+        "card": card_command,
     }
     if not argv or "=" in argv[0] or argv[0] in HELP_FLAGS:
         return _run(argv)
@@ -292,6 +296,12 @@ def _cost(argv: Sequence[str]) -> int:
     from lingua_synth.generate.cost_command import main as cost
 
     return cost(argv)
+
+
+def _select(argv: Sequence[str]) -> int:
+    from lingua_synth.generate.select_command import main as select
+
+    return select(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:

@@ -35,8 +35,8 @@ class NearDuplicates:
     """Takes texts one by one and tells which are near-duplicates of an earlier one.
 
     `threshold`: similarity in (0, 1] from which a text counts as one. Only texts that are none are remembered, so every
-    near-duplicate has a kept text at least that similar to it by estimate. At the default of 0.8 a pair of similarity 0.8
-    is looked at with probability 0.87, one of 0.85 with 0.97, equal texts always. Memory: 6 KB a remembered text.
+    near-duplicate has a kept text at least that similar to it by estimate. At the default of 0.8 a pair of similarity
+    0.8 is looked at with probability 0.87, one of 0.85 with 0.97, equal texts always. Memory: 6 KB a remembered text.
     The same texts in the same order give the same answers on every machine.
 
     Raises ValueError for a threshold outside (0, 1], and where datasketch is not installed.
@@ -56,9 +56,9 @@ class NearDuplicates:
             raise ValueError(f"near-duplicates: {needs_extra(['datasketch'], 'filters')}") from None
         self._threshold = threshold
         self._ngram_words = ngram_words
-        self._MinHash: Any = MinHash
         self._blank = MinHash(num_perm=num_permutations, seed=1, hashfunc=int)
-        # What is looked at in vain costs little, what is not looked at is missed. Above 0.95 its bands would hold nearly all permutations at once, and miss most of what it should find.
+        # The weights prefer looking at pairs in vain, which costs little, to missing some. Above 0.95 so few bands are
+        # chosen that much would be missed; the estimate decides anyway.
         self._index: Any = MinHashLSH(threshold=min(threshold, 0.95), num_perm=num_permutations, weights=(0.1, 0.9))
         self._ids: list[str] = []
         self._minima: list[NDArray[Any]] = []

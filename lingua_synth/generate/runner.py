@@ -23,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.documents.unfinished import MARKER, end_folder
-from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
+from lingua_synth.files import atomic_file, folder_lock, read_json, sha256_json, write_json
 from lingua_synth.generate import store
 from lingua_synth.generate.accounting import Usage, read_usage
+from lingua_synth.generate.card import NAME as CARD
+from lingua_synth.generate.card import build_card
 from lingua_synth.generate.engine import IDENTITY_KEYS, Engine
+from lingua_synth.generate.filters import require_filters
 from lingua_synth.generate.leases import LEASE_S, Leases
 from lingua_synth.generate.plan import Documents, InputPlan, Source, find_source, plan_inputs, rejected_lines, spool
 from lingua_synth.generate.recipe import Recipe, load_recipe
@@ -162,7 +165,7 @@ def generate(
         worker = Worker(out_dir, plan, settings, run["created"], progress, lease_s)
         worker.execute()
         if worker.last_shard is not None:
-            while not _finish(out_dir, run, worker.last_shard, worker.shards, worker.is_enough):
+            while not _finish(out_dir, run, recipe, worker.last_shard, worker.shards, worker.is_enough):
                 time.sleep(0.1)
         elif not (out_dir / store.MANIFEST).exists():
             shards = {shard: store.read_shard(out_dir, shard) for shard in store.whole_shards(out_dir)}
@@ -192,6 +195,8 @@ def _validate(
         raise ValueError(f"document_format is {' or '.join(store.DOCUMENT_FORMATS)}, got {document_format!r}")
     if not lease_s > 0:
         raise ValueError(f"lease_s must be above 0 seconds, got {lease_s}")
+    for step in recipe.steps:
+        require_filters(step.filters)
     for kind in recipe.prompt_kinds:
         if kind not in engine.prompt_kinds:
             raise ValueError(
@@ -337,8 +342,10 @@ def _last_shard(shards: Mapping[int, Mapping[str, Any]], max_output_tokens: int 
     return None
 
 
-def _finish(out_dir: Path, run: Mapping[str, Any], last: int, shards: dict[int, dict[str, Any]], reached: bool) -> bool:
-    """Write the manifest and clear away what only an unfinished run needs; False while another process does it."""
+def _finish(
+    out_dir: Path, run: Mapping[str, Any], recipe: Recipe, last: int, shards: dict[int, dict[str, Any]], reached: bool
+) -> bool:
+    """Write card and manifest and clear away what only an unfinished run needs; False while another process does it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder_lock(out_dir, "generation"))
@@ -355,8 +362,11 @@ def _finish(out_dir: Path, run: Mapping[str, Any], last: int, shards: dict[int, 
             "reached_max_output_tokens": reached,
             **_totals(rows),
             "lines_rejected": rejected_lines(out_dir),
+            "about": {"description": recipe.description, "citation": recipe.citation},
             "shards": list(rows.values()),
         }
+        with atomic_file(out_dir / CARD) as file:
+            file.write(build_card(out_dir, manifest))
         write_json(out_dir / store.MANIFEST, manifest)
         store.remove_leftovers(out_dir)
         for name in (JOURNALS, LEASES):

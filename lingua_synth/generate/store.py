@@ -9,6 +9,7 @@ failed-00000.jsonl       requests without a text, with the error
 steps-00000.jsonl        texts of steps that are no records themselves; only where a recipe has such steps
 shard-00000.json         counts and hashes of these; a shard that has it is whole
 workers/                 hours and tokens of every process that worked here (`accounting`)
+card.md                  the dataset card, for readers
 manifest.json            totals and all shards; written when the run is finished
 
 Two processes may believe for a moment that one shard is theirs, when one was stopped for longer than a lease. Each

@@ -232,8 +232,8 @@ def test_a_crash_between_any_two_files_is_mended_by_the_same_call(tmp_path, monk
         else:
             break
     # the input twice (new, then in place), run.json, the plan's two; three shards of four files, of which three get
-    # their names last; who worked how long, manifest.json
-    assert crash_at == 5 + 3 * (4 + 3) + 2 + 1
+    # their names last; who worked how long, card.md, manifest.json
+    assert crash_at == 5 + 3 * (4 + 3) + 3 + 1
 
 
 KILLED = """
