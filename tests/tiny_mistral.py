@@ -11,7 +11,7 @@ TEMPLATE = (
     "{% else %}{{ m['content'] }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
-CONTEXT = 512
+CONTEXT = 1024
 
 
 def make_mistral(folder, template=TEMPLATE, seed=0):
@@ -51,6 +51,5 @@ def make_mistral(folder, template=TEMPLATE, seed=0):
     with torch.no_grad():
         # Far from the flat output of a new model: another order of additions must not change the likeliest token.
         model.lm_head.weight.mul_(20)
-        model.model.embed_tokens.weight.mul_(20)
     model.save_pretrained(folder)
     return str(folder)

@@ -95,6 +95,10 @@ class Engine(Protocol):
     def num_gpus(self) -> int:
         """GPUs that this process holds for it; 0 on a CPU, and for a server elsewhere."""
 
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of a prompt and its answer; None: not known here, or the engine keeps to it by itself."""
+
     def description(self) -> dict[str, Any]:
         """What texts are made with, as plain data (versions, device, `IDENTITY_KEYS`); kept in a run's run.json."""
 

@@ -16,6 +16,7 @@ from typing import Any
 from lingua_synth.documents import Document
 from lingua_synth.generate.engine import CountTokens, Prompt, whole_characters
 from lingua_synth.generate.filters import Verdict
+from lingua_synth.generate.fitting import fit
 from lingua_synth.generate.parsers import Parsed
 from lingua_synth.generate.recipe import DOCUMENT, Recipe, Step
 
@@ -72,10 +73,11 @@ class Progress:
 class Graph:
     """The rules of one recipe, for any input."""
 
-    def __init__(self, recipe: Recipe, seed: int, count_tokens: CountTokens) -> None:
+    def __init__(self, recipe: Recipe, seed: int, count_tokens: CountTokens, context_tokens: int | None = None) -> None:
         self.recipe = recipe
         self._seed = seed
         self._count_tokens = count_tokens
+        self._context_tokens = context_tokens
         self._children = {step.name: recipe.children(step.name) for step in recipe.steps}
         self._with_items = {step.name: recipe.has_items(step) for step in recipe.steps}
 
@@ -101,7 +103,13 @@ class Graph:
             values["item"], values["item_number"] = progress.items[call.item], str(call.item)
             if step.for_each == DOCUMENT:
                 document = Document(document.id, progress.items[call.item])
-        return self.recipe.render(step, document, values, self._count_tokens, seed)
+
+        def render(step: Step) -> Prompt:
+            return self.recipe.render(step, document, values, self._count_tokens, seed)
+
+        # Of a document in pieces nothing may be left out: a piece that does not fit is a failure.
+        context_tokens = self._context_tokens if step.for_each != DOCUMENT else None
+        return fit(render, step, self._count_tokens, context_tokens)
 
     def fail(self, progress: Progress, call: Call, error: str) -> tuple[list[Call], Ended]:
         """The call gave no text: its branch ends."""

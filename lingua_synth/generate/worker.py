@@ -112,7 +112,8 @@ class Worker:
         self._created = created
         self._progress = progress
         self._lease_s = lease_s
-        self._graph = Graph(settings.recipe, settings.seed, settings.engine.count_tokens)
+        engine = settings.engine
+        self._graph = Graph(settings.recipe, settings.seed, engine.count_tokens, engine.context_tokens)
         self._order = {step.name: number for number, step in enumerate(settings.recipe.steps)}
         # The same in every record, so computed once.
         self._prompt_sha256 = {step.name: step.prompt_sha256 for step in settings.recipe.steps}

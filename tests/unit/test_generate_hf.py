@@ -116,9 +116,10 @@ def test_greedy_text_is_what_the_plain_model_says_one_by_one(model):
         with torch.inference_mode():
             while len(written) < GREEDY.max_tokens and 1 not in written:
                 written.append(int(plain(torch.tensor([ids + written])).logits[0, -1].argmax()))
-        assert found[request.key].text == tokenizer.decode(written, skip_special_tokens=True)
+        assert found[request.key].text == tokenizer.decode(written, skip_special_tokens=True).rstrip("\ufffd")
         assert found[request.key].output_tokens == len(written)
         assert found[request.key].finish_reason == ("stop" if written[-1] == 1 else "length")
+    assert len({one.text for one in found.values()}) > 3
 
 
 def test_seeds_decide_and_neighbours_do_not(model):
@@ -165,7 +166,7 @@ def test_a_prompt_that_fills_the_context_is_a_failure_and_a_long_one_ends_with_i
         Request("empty", "", few, seed=0),
     ]
     found = outcomes(engine, asked)
-    assert isinstance(found["over"], Failure) and "the context has 512" in found["over"].error
+    assert isinstance(found["over"], Failure) and f"the context has {CONTEXT:,}" in found["over"].error
     assert isinstance(found["short"], Generation)
     unit = engine.count_tokens("word ")
     nearly = "word " * ((CONTEXT - 20) // unit)

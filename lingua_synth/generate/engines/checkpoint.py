@@ -50,6 +50,7 @@ class CheckpointEngine:
     """
 
     prompt_kinds = ("text",)
+    context_tokens = None
 
     def __init__(
         self, model: str = "", *, device: str = "cpu", dtype: str | None = None, batch_size: int = 256

@@ -129,8 +129,12 @@ class HFEngine:
         return getattr(torch, stored) if isinstance(stored, str) else stored
 
     @cached_property
+    def context_tokens(self) -> int | None:
+        """The model's."""
+        return self._context
+
+    @cached_property
     def _context(self) -> int:
-        """Most tokens of a prompt and its answer."""
         known = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         return int(known or min(self._raw_tokenizer.model_max_length, LARGEST_CONTEXT))
 
@@ -194,6 +198,8 @@ class HFEngine:
         for (request, ids), written in zip(fits, outputs, strict=True):
             end = next((place for place, one in enumerate(written) if one in self._ends), None)
             text = self._raw_tokenizer.decode(written[:end], skip_special_tokens=True)
+            # The bytes of a character that the end has cut in two; vLLM leaves them out, too.
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
             num_output = len(written) if end is None else end + 1
             yield Generation(request.key, text, len(ids), num_output, "length" if end is None else "stop")
 

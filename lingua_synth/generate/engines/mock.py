@@ -38,6 +38,7 @@ class MockEngine:
     revision = "mock"
     prompt_kinds = ("chat", "text")
     num_gpus = 0
+    context_tokens: int | None = None
 
     def __init__(
         self,

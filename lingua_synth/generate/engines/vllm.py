@@ -98,6 +98,11 @@ class VLLMEngine:
             return 0
         return int(self._llm.llm_engine.vllm_config.parallel_config.world_size_across_dp)
 
+    @property
+    def context_tokens(self) -> int | None:
+        """The model's, or engine_args.max_model_len."""
+        return int(self._config.max_model_len)
+
     def description(self) -> dict[str, Any]:
         """Version of vLLM, device, GPUs, number format, context, chat template."""
         import vllm
@@ -107,7 +112,7 @@ class VLLMEngine:
             "device": _device_type(),
             "num_gpus": self.num_gpus,
             "dtype": str(self._config.dtype).removeprefix("torch."),
-            "context_tokens": self._config.max_model_len,
+            "context_tokens": self.context_tokens,
             **self._tokenizer.describe(),
         }
 
