@@ -137,7 +137,6 @@ def main(argv: Sequence[str]) -> int:
         "show": _show,
         "verify": _verify,
         "cost": _cost,
-        "select": _select,
         "filter": filter_command,
         "card": card_command,
     }
@@ -296,12 +295,6 @@ def _cost(argv: Sequence[str]) -> int:
     from lingua_synth.generate.cost_command import main as cost
 
     return cost(argv)
-
-
-def _select(argv: Sequence[str]) -> int:
-    from lingua_synth.generate.select_command import main as select
-
-    return select(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
