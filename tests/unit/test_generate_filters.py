@@ -1,10 +1,13 @@
 """Filters: what each lets pass and what not, and how several judge together."""
 
 import base64
+import dataclasses
 import json
 import pydoc_data.topics
 import random
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -442,3 +445,12 @@ def test_a_run_strips_and_records_and_goes_on_from_the_rest(tmp_path):
         expected = {"boilerplate": {"head": "Here is the rewritten text:\n\n", "tail": "\n\nLet me know!"}}
         assert synth.get("stripped", expected) == expected
         assert ("stripped" in synth) == ("boilerplate" in synth["flags"])
+
+
+def test_the_page_of_filters_names_every_filter_and_its_settings():
+    page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    said = {name: re.findall(r"`(\w+)`", row[2]) for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    known = {name: [f.name for f in dataclasses.fields(one.parameters)] for name, one in FILTERS.items()}
+    del known["empty"]
+    assert said == known
