@@ -1,4 +1,4 @@
-"""`lingua-synth generate [run|list|show|verify|cost|filter|card] key=value ...`: synthetic texts from natural ones."""
+"""`lingua-synth generate [run|list|show|verify|cost|filter|card|select] key=value ...`: synthetic texts from others."""
 
 from __future__ import annotations
 
@@ -130,13 +130,14 @@ OPTION_KEYS = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Dispatch to run (the default), list, show, verify, cost, filter or card."""
+    """Dispatch to run (the default), list, show, verify, cost, filter, card or select."""
     verbs: dict[str, Callable[[Sequence[str]], int]] = {
         "run": _run,
         "list": _list,
         "show": _show,
         "verify": _verify,
         "cost": _cost,
+        "select": _select,
         "filter": filter_command,
         "card": card_command,
     }
@@ -295,6 +296,12 @@ def _cost(argv: Sequence[str]) -> int:
     from lingua_synth.generate.cost_command import main as cost
 
     return cost(argv)
+
+
+def _select(argv: Sequence[str]) -> int:
+    from lingua_synth.generate.select_command import main as select
+
+    return select(argv)
 
 
 def _verify(argv: Sequence[str]) -> int:
