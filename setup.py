@@ -21,7 +21,7 @@ EXTRAS = {
     # Near-duplicates and the languages of documents and outputs.
     "filters": ["datasketch>=1.6", "py3langid>=0.4"],
     "vllm": ["vllm>=0.10"],
-    "hf": ["torch>=2.9", "transformers>=4.46", "jinja2>=3.1"],
+    "hf": ["torch>=2.9", "transformers>=4.56", "jinja2>=3.1"],
     "gpu": ["xformers>=0.0.29", "liger-kernel>=0.8.5"],
     # Meta's package, for the tokenizer.model in it. It asks for some 20 MB of small packages that are not needed here:
     # `pip install --no-deps llama-models` serves as well.

@@ -101,12 +101,14 @@ class HFEngine:
         return self._load(AutoTokenizer)
 
     @cached_property
-    def _model(self) -> Any:
+    def _model_and_ends(self) -> tuple[Any, frozenset[int]]:
+        """The model, and the tokens that end a text: several in chat models, where a turn's end is one of its own."""
         from transformers import AutoModelForCausalLM
 
-        # The name of this argument is `dtype` in newer versions, which take the old one still.
-        model = self._load(AutoModelForCausalLM, torch_dtype=self._dtype)
-        return model.to(self._device).eval()
+        model = self._load(AutoModelForCausalLM, dtype=self._dtype).to(self._device).eval()
+        stated = model.generation_config.eos_token_id
+        ids = stated if isinstance(stated, (list, tuple)) else [stated]
+        return model, frozenset(one for one in (*ids, self._raw_tokenizer.eos_token_id) if one is not None)
 
     def _load(self, kind: Any, **options: Any) -> Any:
         try:
@@ -137,17 +139,6 @@ class HFEngine:
     def _context(self) -> int:
         known = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         return int(known or min(self._raw_tokenizer.model_max_length, LARGEST_CONTEXT))
-
-    @cached_property
-    def _ends(self) -> frozenset[int]:
-        """The tokens that end a text; several in chat models, where a turn's end is one of its own."""
-        stated = self._stated_ends
-        ids = stated if isinstance(stated, (list, tuple)) else [stated]
-        return frozenset(one for one in (*ids, self._raw_tokenizer.eos_token_id) if one is not None)
-
-    @cached_property
-    def _stated_ends(self) -> Any:
-        return self._model.generation_config.eos_token_id
 
     @cached_property
     def revision(self) -> str:
@@ -195,8 +186,9 @@ class HFEngine:
         sampling = fits[0][0].sampling
         room = self._context - max(len(ids) for _, ids in fits)
         outputs = self._generate(fits, min(sampling.max_tokens, room))
+        _, ends = self._model_and_ends
         for (request, ids), written in zip(fits, outputs, strict=True):
-            end = next((place for place, one in enumerate(written) if one in self._ends), None)
+            end = next((place for place, one in enumerate(written) if one in ends), None)
             text = self._raw_tokenizer.decode(written[:end], skip_special_tokens=True)
             # The bytes of a character that the end has cut in two; vLLM leaves them out, too.
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
@@ -209,19 +201,19 @@ class HFEngine:
         from transformers import GenerationConfig
 
         longest = max(len(ids) for _, ids in batch)
-        pad = next(iter(self._ends), 0)
+        model, ends = self._model_and_ends
+        pad = min(ends, default=0)
         ids = torch.tensor([[pad] * (longest - len(ids)) + ids for _, ids in batch], device=self._device)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for _, ids in batch], device=self._device)
         # Without this the model's own file adds what no recipe asked for, such as top_k or a repetition penalty.
-        self._stated_ends  # noqa: B018  (read before it is replaced)
-        self._model.generation_config = GenerationConfig(
-            max_new_tokens=max_tokens, do_sample=False, eos_token_id=sorted(self._ends) or None, pad_token_id=pad
+        model.generation_config = GenerationConfig(
+            max_new_tokens=max_tokens, do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=pad
         )
         sampling = batch[0][0].sampling
         draw = [] if sampling.temperature == 0 else [Draw(sampling, [one.seed for one, _ in batch], max_tokens)]
         try:
             with torch.inference_mode():
-                output = self._model.generate(input_ids=ids, attention_mask=mask, logits_processor=draw)
+                output = model.generate(input_ids=ids, attention_mask=mask, logits_processor=draw)
         except torch.OutOfMemoryError:
             raise ValueError(
                 f"out of memory on {self._device} with batch_size {self._batch_size} and rows of "
