@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lingua_synth.config import parse_args
+from lingua_synth.tokens.args import TokenizerArgs
 
 
 @dataclass
@@ -29,6 +30,8 @@ class SelectArgs:
     """Documents the traces were generated from, where the records hold no question."""
     embeddings: str = ""
     """An .npy with one vector a record, in their order, where the records hold no embedding."""
+    tokenizer: TokenizerArgs = field(default_factory=lambda: TokenizerArgs(name=""))
+    """Counts the tokens of reasoning and answer; without a name, the records say how many there are."""
     missing: str = "refuse"
     """refuse: stop at a record that lacks a value the words need; drop: leave it out, and count it."""
     chat: bool = True
@@ -42,11 +45,13 @@ class SelectArgs:
 def main(argv: Sequence[str]) -> int:
     """Select, write, and print selection and control side by side."""
     from lingua_synth.generate.selection import select_traces
+    from lingua_synth.tokens.tokenizer import build_tokenizer
 
     args = parse_args(SelectArgs, argv, prog="lingua-synth generate select")
     for key in ("traces", "out", "select"):
         if not getattr(args, key):
             raise ValueError(f"{key} is not set; `lingua-synth generate select --help` lists the keys")
+    tokenizer = args.tokenizer
     manifest = select_traces(
         args.traces,
         args.out,
@@ -55,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
         seed=args.seed,
         questions=args.questions,
         embeddings=args.embeddings,
+        tokenizer=build_tokenizer(tokenizer.name, tokenizer.path, tokenizer.fast) if tokenizer.name else None,
         missing=args.missing,
         chat=args.chat,
         system2=args.system2,

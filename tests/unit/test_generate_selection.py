@@ -1,7 +1,9 @@
 """Selection of traces: planted structure comes out, probabilities are true, a random control stands beside it."""
 
+import dataclasses
 import json
 import math
+import re
 from collections import Counter
 
 import numpy as np
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from lingua_synth.documents import Document, read_documents, write_documents
 from lingua_synth.files import sha256_file
+from lingua_synth.generate import generate
 from lingua_synth.generate.command import main
+from lingua_synth.generate.engines.mock import MockEngine
+from lingua_synth.generate.recipe import recipe_from
 from lingua_synth.generate.selection import (
     SELECTORS,
     TraceTable,
@@ -518,6 +523,53 @@ def test_a_failed_write_leaves_the_former_selection(tmp_path, documents, monkeyp
         select_traces(str(tmp_path / "t.jsonl"), tmp_path / "out", "random(9)")
     assert (tmp_path / "out/manifest.json").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
+
+
+TRACES = {
+    "name": "think",
+    "version": 1,
+    "description": "A teacher, a reference that does not think, a judge, and notes on the teacher's strategies.",
+    "steps": [
+        {"name": "teacher", "user": "Think: {document}", "parse": "json"},
+        {"name": "reference", "after": [], "user": "Answer: {document}", "parse": "json"},
+        {"name": "judge", "after": ["teacher", "reference"], "user": "Same? {teacher} {reference}", "parse": "json"},
+        {"name": "notes", "user": "Strategies? {teacher}", "parse": "json"},
+    ],
+}
+
+
+class Thinker(MockEngine):
+    """Thinks n words about question n; the reference is wrong at every third; the judge compares what it was shown."""
+
+    def _outcome(self, request, num_outcomes):
+        outcome = super()._outcome(request, num_outcomes)
+        asked = request.prompt[-1]["content"]
+        n = int(re.findall(r"\d+", asked)[0])
+        if asked.startswith("Think"):
+            said = {"reasoning": " ".join(["step", *["on"] * n, str(n)]), "answer": f"It is {n}"}
+        elif asked.startswith("Answer"):
+            said = {"reference_answer": f"It is {n + (n % 3 == 0)}"}
+        elif asked.startswith("Same"):
+            said = {"agree": len(set(re.findall(r"It is \d+", asked))) == 1}
+        else:
+            said = {"strategies": {f"s{kind}": 1 for kind in range(n % 10)}, "domain": "even" if n % 2 == 0 else "odd"}
+        return dataclasses.replace(outcome, text=json.dumps(said))
+
+
+def test_what_generate_wrote_can_be_selected(tmp_path):
+    questions = [Document(f"q{n}", f"What is {n}?") for n in range(1, 61)]
+    write_documents(tmp_path / "q.jsonl", questions)
+    generate(str(tmp_path / "q.jsonl"), tmp_path / "t", recipe_from(TRACES), Thinker(), progress=False)
+    words = [f"traces={tmp_path / 't'}", f"out={tmp_path / 'out'}", f"questions={tmp_path / 'q.jsonl'}"]
+    words += ["select=disagree & strategies(3, 8) & tokens(min=120)", "tokenizer.name=bytes"]
+    assert main(["select", *words]) == 0
+    hard = [n for n in range(1, 61) if n % 3 == 0 and 3 <= n % 10 <= 8 and 4 + 3 * n + 1 + len(f"{n}It is {n}") >= 120]
+    chosen = rows_of(tmp_path / "out/selected.chat.jsonl")
+    assert sorted(one["messages"][1]["content"] for one in chosen) == sorted(f"What is {n}?" for n in hard)
+    assert all(one["messages"][2]["content"].startswith("<think>\nstep on") for one in chosen)
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["records"] == {"read": 60, "dropped": {}, "pool": 60, "selected": len(hard)}
+    assert manifest["tokenizer"]["name"] == "bytes"
 
 
 def test_the_verb_prints_both_side_by_side(tmp_path, documents, capsys):

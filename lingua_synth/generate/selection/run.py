@@ -28,6 +28,7 @@ from lingua_synth.generate.selection.chat import DIFFICULTY, chat_row, plan_thin
 from lingua_synth.generate.selection.expression import Expression, parse_expression
 from lingua_synth.generate.selection.selectors import Selection, random
 from lingua_synth.generate.selection.traces import TraceTable, TraceView
+from lingua_synth.tokens.tokenizer import Tokenizer
 
 FORMAT = "lingua_synth selection"
 VERSION = 1
@@ -45,6 +46,7 @@ def select_traces(
     seed: int = 0,
     questions: str = "",
     embeddings: str = "",
+    tokenizer: Tokenizer | None = None,
     missing: str = "refuse",
     chat: bool = True,
     system2: str | float = 1.0,
@@ -53,9 +55,9 @@ def select_traces(
     """Write the selection `select` of the records at `traces` into the folder `out`; returns its manifest.
 
     `pool` limits what selection and control are both taken from, e.g. "complete & tokens(max=16384)"; probabilities
-    are those within it. `questions`: the
-    documents that the traces were generated from, for records without a question. `embeddings`: an .npy with one vector
-    a record, in their order. `missing="drop"` leaves records out that lack a column which the words need.
+    are those within it. `questions`: the documents that the traces were generated from, for records without a question.
+    `embeddings`: an .npy with one vector a record, in their order. `tokenizer`: counts reasoning and answer, whatever a
+    field num_tokens says. `missing="drop"` leaves records out that lack a column which the words need.
     `selected.jsonl` holds the records with `meta.selection = {inclusion, weight, think}` (null where unknown);
     `*.chat.jsonl` the same as conversations. The control is `random` of the same size out of the same pool.
 
@@ -75,6 +77,7 @@ def select_traces(
         _hashed(read_documents(traces), digest),
         embedding=_read_embeddings(embeddings) if embeddings else None,
         questions=asked,
+        count_tokens=None if tokenizer is None else lambda text: len(tokenizer.encode(text)),
     )
     rows, dropped = _pool(table, chosen, pooled, missing, seed, system2)
     if not len(rows):
@@ -85,7 +88,7 @@ def select_traces(
     found = chosen.select(within, seed)
     if not len(found):
         raise ValueError(f"{chosen} keeps none of {len(within):,} records")
-    both = {"selected": found, "control": random(within, len(found), seed=_control_seed(seed))}
+    both = {"selected": found, "control": random(within, len(found), seed=seed)}
     think = plan_thinking(within, system2, seed=seed)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -100,6 +103,7 @@ def select_traces(
         "records": {"read": len(table), "dropped": dropped, "pool": len(within), "selected": len(found)},
         "in_both": int((both["selected"].kept & both["control"].kept).sum()),
         "records_sha256": digest.hexdigest(),
+        "tokenizer": None if tokenizer is None else tokenizer.describe(),
         "embeddings_sha256": _array_sha256(table.embedding) if embeddings else None,
         "statistics": {"pool": describe(within, np.ones(len(within), dtype=bool), think)}
         | {name: describe(within, one.kept, think) for name, one in both.items()},
@@ -152,12 +156,8 @@ def _pool(
     return rows, dropped
 
 
-def _control_seed(seed: int) -> int:
-    """Another lot than the selection's own, so that `random` and its control are independent."""
-    return int.from_bytes(hashlib.sha256(f"control\0{seed}".encode()).digest()[:8])
-
-
 def _pool_seed(seed: int) -> int:
+    """Another lot than the selection's own, which would see `random` of the pool drawn already."""
     return int.from_bytes(hashlib.sha256(f"pool\0{seed}".encode()).digest()[:8])
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,11 +44,15 @@ class MissingField(ValueError):
 class TraceView:
     """One annotated record by field names; a field that is absent or of another type raises MissingField (ValueError).
 
-    `question`: the question, for records without it, whose generator read it as its input document.
+    `question`: the question, for records without it, whose generator read it as its input document. `count_tokens`: a
+    tokenizer's count of reasoning and answer is taken for `num_tokens`, whatever the record says.
     """
 
-    def __init__(self, document: Document, question: str | None = None) -> None:
+    def __init__(
+        self, document: Document, question: str | None = None, count_tokens: Callable[[str], int] | None = None
+    ) -> None:
         self.document = document
+        self._count_tokens = count_tokens
         synth = document.meta.get("synth")
         self._synth: Mapping[str, Any] = synth if isinstance(synth, dict) else {}
         fields = self._synth.get("fields")
@@ -68,6 +72,8 @@ class TraceView:
 
     def get(self, name: str) -> Any:
         """The field `name` of FIELDS, of the type stated there."""
+        if name == "num_tokens" and self._count_tokens is not None:
+            return sum(self._count_tokens(self.get(text)) for text in ("reasoning", "answer"))
         kind, meaning = FIELDS[name]
         found = self._find(name)
         record = f"of record {self.document.id!a}"
@@ -168,18 +174,19 @@ class TraceTable:
         *,
         embedding: NDArray[np.floating[Any]] | None = None,
         questions: Mapping[str, str] | None = None,
+        count_tokens: Callable[[str], int] | None = None,
     ) -> TraceTable:
         """The annotations of `documents`, in their order; constant memory beside the columns.
 
         `embedding`: one vector a document, in the same order, instead of a field. `questions`: text by source id, for
-        records without one. Raises ValueError for a record that is no trace, an id that appears twice, vectors of
-        unequal length or number.
+        records without one. `count_tokens`: as in TraceView. Raises ValueError for a record that is no trace, an id
+        that appears twice, vectors of unequal length or number.
         """
         rows = _Rows()
         for document in documents:
             source = document.meta.get("synth", {})
             question = (questions or {}).get(str(source.get("source_id"))) if isinstance(source, dict) else None
-            rows.add(TraceView(document, question), with_embedding=embedding is None)
+            rows.add(TraceView(document, question, count_tokens), with_embedding=embedding is None)
         return rows.table(embedding)
 
     def column(self, name: str) -> NDArray[Any]:
