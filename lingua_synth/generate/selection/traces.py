@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -244,7 +245,9 @@ class _Rows:
     def __init__(self) -> None:
         self._ids: list[str] = []
         self._keys: list[int] = []
-        self._columns: dict[str, list[Any]] = {name: [] for name in ("num_tokens", "agree", "strategies", "verbosity")}
+        self._columns: dict[str, list[Any]] = {name: [] for name in ("num_tokens", "agree", "verbosity")}
+        self._num_strategies: list[int | None] = []
+        self._num_uses: list[int | None] = []
         self._domains: list[str | None] = []
         self._complete: list[bool] = []
         self._vectors: list[NDArray[np.float32] | None] = []
@@ -256,7 +259,11 @@ class _Rows:
         self._keys.append(int.from_bytes(hashlib.blake2b(document.id.encode(), digest_size=8).digest()))
         for name, column in self._columns.items():
             column.append(self._get(view, name))
-        self._domains.append(self._get(view, "domain"))
+        strategies = self._get(view, "strategies")
+        self._num_strategies.append(None if strategies is None else sum(count > 0 for count in strategies.values()))
+        self._num_uses.append(None if strategies is None else sum(strategies.values()))
+        domain = self._get(view, "domain")
+        self._domains.append(None if domain is None else sys.intern(domain))
         self._complete.append(view.is_complete)
         if with_embedding:
             self._vectors.append(self._vector(view))
@@ -295,9 +302,6 @@ class _Rows:
             raise ValueError(
                 f"the id {twice!a} appears twice; the same records were given twice, or ids are not unique"
             )
-        strategies = self._columns["strategies"]
-        counts = [None if one is None else sum(count > 0 for count in one.values()) for one in strategies]
-        uses = [None if one is None else sum(one.values()) for one in strategies]
         missing = dict(self._missing)
         if "strategies" in missing:
             missing["num_strategies"] = missing["num_uses"] = missing["strategies"]
@@ -306,8 +310,8 @@ class _Rows:
             keys=np.array(self._keys, dtype=np.uint64),
             num_tokens=_floats(self._columns["num_tokens"]),
             agree=np.array([-1 if one is None else int(one) for one in self._columns["agree"]], dtype=np.int8),
-            num_strategies=_floats(counts),
-            num_uses=_floats(uses),
+            num_strategies=_floats(self._num_strategies),
+            num_uses=_floats(self._num_uses),
             verbosity=_floats(self._columns["verbosity"]),
             domain=domains,
             complete=np.array(self._complete, dtype=np.int8),
