@@ -18,7 +18,7 @@ from lingua_synth.generate.engine import CountTokens, Prompt, whole_characters
 from lingua_synth.generate.filters import Verdict
 from lingua_synth.generate.fitting import fit
 from lingua_synth.generate.parsers import Parsed
-from lingua_synth.generate.recipe import DOCUMENT, Recipe, Step
+from lingua_synth.generate.recipe import DOCUMENT, Recipe, Step, put_in
 
 NO_ITEMS = "no_items"
 GATE = "gate"
@@ -148,6 +148,14 @@ class Graph:
             calls += self._begin_step(progress, child, item)
         progress.num_due += len(calls)
         return calls
+
+    def record_text(self, progress: Progress, call: Call) -> str:
+        """The text of the record that an accepted call gives."""
+        step = call.step
+        if not step.record:
+            return progress.texts[step.name, call.item]
+        values = {name: text for (name, item), text in progress.texts.items() if item in (None, call.item)}
+        return put_in(step.record, {**values, DOCUMENT: whole_characters(progress.document.text).strip()})
 
     def fields(self, progress: Progress, item: int | None) -> dict[str, Any]:
         """Named values that the steps' parsers found on the way to an output, by step."""

@@ -309,6 +309,60 @@ def _whole(value: Any) -> Any:
     return value
 
 
+_THOUGHT = re.compile(r"<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_FINAL = re.compile(r"^[ \t>#*_]*(?:the )?final answer(?: is)?[ \t*_]*[:\uff1a][ \t*_]*", re.IGNORECASE | re.MULTILINE)
+_ANSWER = re.compile(r"^[ \t>#*_]*(?:final )?answer[ \t*_]*[:\uff1a][ \t*_]*", re.IGNORECASE)
+_VERDICT = re.compile(r"verdict[ \t*_\"']*[:\uff1a][ \t*_\"']*(same|different)\b", re.IGNORECASE)
+
+
+def parse_trace(text: str) -> Parsed:
+    """Reasoning and answer: what stands in <think> tags and behind them, or before and behind "Final answer:".
+
+    Fields `reasoning` and `answer`, and the answer as the one item; nothing where either is missing.
+    """
+    thought = _THOUGHT.search(text)
+    if thought is not None:
+        reasoning, answer = thought[1], _FINAL.sub("", text[thought.end() :].strip(), count=1)
+    else:
+        *_, last = [None, *_FINAL.finditer(text)]
+        if last is None:
+            return Parsed()
+        reasoning, answer = text[: last.start()], text[last.end() :]
+    reasoning, answer = reasoning.strip(), answer.strip(" \t\r\n*_")
+    if not reasoning or not answer:
+        return Parsed()
+    return Parsed((answer,), {"reasoning": reasoning, "answer": answer})
+
+
+def parse_reference_answer(text: str) -> Parsed:
+    """An answer without reasoning: field `reference_answer`, its tag and any thoughts taken off; also the one item."""
+    answer = _ANSWER.sub("", _THOUGHT.sub("", text).strip()).strip()
+    return Parsed((answer,), {"reference_answer": answer}) if answer else Parsed()
+
+
+def parse_verdict(text: str) -> Parsed:
+    """The last "Verdict: same" or "Verdict: different": field `agree`, and the word as the one item."""
+    found = _VERDICT.findall(text)
+    return Parsed((found[-1].lower(),), {"agree": found[-1].lower() == "same"}) if found else Parsed()
+
+
+def parse_trace_notes(text: str) -> Parsed:
+    """JSON with `domain`, `verbosity` (0 to 10) and `strategies` {name: uses}; nothing where one is no such value."""
+    value = _find_json(text)
+    if not isinstance(value, dict):
+        return Parsed()
+    domain, verbosity, strategies = (value.get(name) for name in ("domain", "verbosity", "strategies"))
+    if not isinstance(domain, str) or not domain.strip() or not isinstance(strategies, dict):
+        return Parsed()
+    if not isinstance(verbosity, int | float) or isinstance(verbosity, bool) or not 0 <= verbosity <= 10:
+        return Parsed()
+    counts = {name.strip().lower(): uses for name, uses in strategies.items()}
+    if any(type(uses) is not int or uses < 0 for uses in counts.values()):
+        return Parsed()
+    used = {name: uses for name, uses in counts.items() if uses}
+    return Parsed(("notes",), {"domain": domain.strip(), "verbosity": verbosity, "strategies": used})
+
+
 PARSERS: dict[str, Callable[[str], Parsed]] = {
     "text": parse_text,
     "items": parse_items,
@@ -317,5 +371,9 @@ PARSERS: dict[str, Callable[[str], Parsed]] = {
     "genre_audience": parse_genre_audience,
     "strategies": parse_strategies,
     "json": parse_json,
+    "trace": parse_trace,
+    "reference_answer": parse_reference_answer,
+    "verdict": parse_verdict,
+    "trace_notes": parse_trace_notes,
 }
 """Name -> function."""

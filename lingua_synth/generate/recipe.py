@@ -107,6 +107,8 @@ class StepArgs:
     """When the text is asked for again; null: never."""
     emit: bool | None = None
     """Whether the text becomes a record; null: if no step comes after it."""
+    record: str = ""
+    """Text of the record, with {document}, this step and those before it; empty: what the step wrote."""
     expected_output_tokens: int = 0
     """Usual length of an output, for estimates of time and cost; 0: unknown."""
     sampling: SamplingArgs = field(default_factory=SamplingArgs)
@@ -160,6 +162,17 @@ class Gate:
     retries: int = 2
 
 
+def _names(template: str) -> frozenset[str]:
+    return frozenset(match["name"] for match in _PLACEHOLDER.finditer(template) if match["name"])
+
+
+def put_in(template: str, values: Mapping[str, str]) -> str:
+    """`template` with the values of its placeholders, in one pass; every one of them has a value."""
+    return _PLACEHOLDER.sub(
+        lambda match: f"{{{match['literal']}}}" if match["literal"] else values[match["name"]], template
+    )
+
+
 @dataclass(frozen=True)
 class Step:
     """A validated `StepArgs`."""
@@ -176,6 +189,7 @@ class Step:
     parse: str
     gate: Gate | None
     emit: bool
+    record: str
     expected_output_tokens: int
     sampling: Sampling
     filters: tuple[FilterArgs, ...]
@@ -183,8 +197,7 @@ class Step:
     @property
     def placeholders(self) -> frozenset[str]:
         """Names that the templates put something in for."""
-        found = (match["name"] for text in (self.user, self.system) for match in _PLACEHOLDER.finditer(text))
-        return frozenset(name for name in found if name)
+        return _names(self.user) | _names(self.system)
 
     @property
     def prompt_sha256(self) -> str:
@@ -321,15 +334,10 @@ class Recipe:
         missing = wanted - filled.keys()
         assert not missing, f"no value for {missing}: recipe_from checks what a step may name"
 
-        def put_in(template: str) -> str:
-            return _PLACEHOLDER.sub(
-                lambda match: f"{{{match['literal']}}}" if match["literal"] else filled[match["name"]], template
-            )
-
-        user = put_in(step.user)
+        user = put_in(step.user, filled)
         if step.prompt == "text":
             return user
-        system = [{"role": "system", "content": put_in(step.system)}] if step.system else []
+        system = [{"role": "system", "content": put_in(step.system, filled)}] if step.system else []
         return [*system, {"role": "user", "content": user}]
 
     @staticmethod
@@ -523,10 +531,14 @@ def _build_steps(values: Sequence[Any], assign: Mapping[str, Any], where: str) -
     # A step's text is a record where nobody goes on from it.
     needed = {name for step in steps for name in step.after}
     asked = [value.get("emit") for value in values]
-    return tuple(
+    built = tuple(
         dataclasses.replace(step, emit=step.name not in needed if emit is None else step.emit)
         for step, emit in zip(steps, asked, strict=True)
     )
+    for number, step in enumerate(built, 1):
+        if step.record and not step.emit:
+            raise ValueError(f"step {number} of {where} ({step.name}) has a record text and emits no record")
+    return built
 
 
 def _build_step(values: Any, before: Sequence[Step], assign: Mapping[str, Any], where: str) -> Step:
@@ -560,6 +572,7 @@ def _build_step(values: Any, before: Sequence[Step], assign: Mapping[str, Any], 
         parse=args.parse,
         gate=None if args.gate is None else Gate(**dataclasses.asdict(args.gate)),
         emit=bool(args.emit),
+        record=args.record,
         expected_output_tokens=args.expected_output_tokens,
         sampling=Sampling(**dataclasses.asdict(args.sampling)),
         filters=_build_filters(args.filters, where),
@@ -626,6 +639,10 @@ def _validate_order(step: Step, before: Sequence[Step], assign: Mapping[str, Any
         near = difflib.get_close_matches(name, allowed, n=1)
         hint = f"did you mean {{{near[0]}}}?" if near else f"it may name {', '.join(sorted(allowed))}"
         raise ValueError(f"{where}: nothing stands for {{{name}}}; {hint}; literally it is {{{{{name}}}}}")
+    unknown = sorted(_names(step.record) - {DOCUMENT, step.name, *done})
+    if unknown:
+        may = ", ".join([DOCUMENT, step.name, *sorted(done)])
+        raise ValueError(f"{where}: nothing stands for {{{unknown[0]}}} in record; it may name {may}")
     if not step.placeholders & ({DOCUMENT, "item", "keywords"} | done):
         raise ValueError(
             f"{where}: user holds neither {{document}} nor {{item}}, {{keywords}} or an earlier step's text"

@@ -404,7 +404,7 @@ class Worker:
         if fields:
             meta["synth"]["fields"] = fields
         if step.emit:
-            row.documents.append((place, Document(identity, text, meta)))
+            row.documents.append((place, Document(identity, self._graph.record_text(progress, call), meta)))
         else:
             about = {"items": len(step.parsed(text).items)}
             row.steps.append((place, {"id": identity, "text": text, "meta": meta, **about}))

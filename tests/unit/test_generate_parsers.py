@@ -293,3 +293,54 @@ def test_long_texts_of_one_kind_are_read_in_no_time(name, piece):
 def test_items_are_lines_without_bullets():
     assert parse_items("Intro\n- a\n2. *b*\n").items == ("a", "b")
     assert parse_items("a\n\nb").items == ("a", "b")
+
+
+# --- traces ---
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("a b\nFinal answer: 4", {"reasoning": "a b", "answer": "4"}),
+        (
+            "a\n**Final answer:** 4\nb\n**The final answer is: 5**",
+            {"reasoning": "a\n**Final answer:** 4\nb", "answer": "5"},
+        ),
+        ("<think>\na\n</think>\n\nFinal Answer: four\nlines", {"reasoning": "a", "answer": "four\nlines"}),
+        ("<think>a</think> 4", {"reasoning": "a", "answer": "4"}),
+        ("only thoughts", {}),
+        ("Final answer: 4", {}),
+        ("<think>a</think>  ", {}),
+        ("a\nFinal answer:", {}),
+    ],
+)
+def test_reasoning_is_told_from_the_answer(text, fields):
+    found = PARSERS["trace"](text)
+    assert found.fields == fields and found.items == ((fields["answer"],) if fields else ())
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "fields"),
+    [
+        ("reference_answer", " **Answer:** 4 ", {"reference_answer": "4"}),
+        ("reference_answer", "<think></think>4", {"reference_answer": "4"}),
+        ("reference_answer", "Answer:", {}),
+        ("verdict", "Verdict: different? No. **Verdict: Same**", {"agree": True}),
+        ("verdict", 'Verdict: "different"', {"agree": False}),
+        ("verdict", "They are the same.", {}),
+        ("verdict", "Verdict: samely", {}),
+        (
+            "trace_notes",
+            '```json\n{"domain": " law ", "verbosity": 2.5, "strategies": {"Checking ": 3, "planning": 0}}\n```',
+            {"domain": "law", "verbosity": 2.5, "strategies": {"checking": 3}},
+        ),
+        ("trace_notes", '{"domain": "law", "verbosity": 11, "strategies": {}}', {}),
+        ("trace_notes", '{"domain": "law", "verbosity": true, "strategies": {}}', {}),
+        ("trace_notes", '{"domain": "law", "verbosity": 1, "strategies": {"checking": "often"}}', {}),
+        ("trace_notes", '{"domain": "", "verbosity": 1, "strategies": {}}', {}),
+        ("trace_notes", "[1]", {}),
+    ],
+)
+def test_what_is_noted_of_a_trace_is_read_or_missing(parser, text, fields):
+    found = PARSERS[parser](text)
+    assert found.fields == fields and bool(found.items) == bool(fields)

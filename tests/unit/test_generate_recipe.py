@@ -35,6 +35,10 @@ GOLDEN = {
     "table.convert": "78734499145086f5d72e8b62b0c6b1e2e492819dc55edb7836fa84053f9f7836",
     "textbook.outline": "87c72497d57134e37b2fdf0e389a764389d970349992ccaba4efc7c661197117",
     "textbook.chapter": "19fca4c615786c488614758f337d0f6ddcc8d31f1998fa5edd7d89e745a80f66",
+    "traces.teacher": "d43037e70a0477610bb4c4bdf474b6e84d0c1ccde35725f9b8f92257b4a03965",
+    "traces.reference": "2f821b012bb4edb525074e9eabcb031cf629a455992e265a6774987140a74e19",
+    "traces.judge": "0319d74768c52936ebffb91e0d9e092deeca3dc24c135071e527822ab85dfa56",
+    "traces.notes": "2e1f0ac5674e16d95c7eb568b7a82fe6cc7d3b422b312c005417a94f5b4bc209",
     "tutorial.convert": "738086379c1bd844ea559daf010414b2e699c363ae2191b3c372fae0063c3d1f",
 }
 
@@ -117,6 +121,27 @@ INSTRUCTIONS = {
         "exercises": "exercises that test what the reader knows of it",
         "at the end": "Close the chapter with",
         "reference answers": "a reference answer to every one",
+    },
+    "traces.teacher": {
+        "think first": "Think it through first",
+        "every step": "every step by which you get to the answer",
+        "verify": "check what you found",
+        "backtrack": "go back where something does not hold",
+        "a final answer apart": 'begin a new line with "Final answer:"',
+    },
+    "traces.reference": {"no reasoning": "Do not think aloud", "the answer alone": "write the answer alone"},
+    "traces.judge": {
+        "agreement, not truth": "Do not judge which of them is right",
+        "form does not count": "another notation or rounding make no difference",
+        "content does": "another value, name or conclusion does",
+        "a verdict": '"Verdict: same" or "Verdict: different"',
+    },
+    "traces.notes": {
+        "domain": '"domain": the field',
+        "verbosity, 0 to 10": "from 0 (nothing but what is needed) to 10",
+        "strategies with counts": "how often each of these is used",
+        "a closed list": '"restating the question", "planning"',
+        "JSON alone": "one JSON object and write nothing else",
     },
     "table.convert": {
         "extract the data": "pick out the most important data and facts",
@@ -511,6 +536,8 @@ def test_half_of_a_surrogate_pair_does_not_reach_an_engine():
         ({"for_each": "b"}, "for_each is document or a step of after (none); got 'b'"),
         ({"gate": {"min_items": 3, "max_items": 2}}, "a gate has 0 <= min_items <= max_items"),
         ({"name": "item"}, "a step has a lower-case name of its own"),
+        ({"record": "{s} of {t}"}, "nothing stands for {t} in record; it may name document, s"),
+        ({"record": "{s}", "emit": False}, "has a record text and emits no record"),
         ({"prompt": "text", "system": "x"}, "a text prompt has no system message"),
         ({"name": ""}, "has no name"),
         ({"prompt_words": 0}, "prompt_words must be at least 1, got 0"),

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from lingua_synth.documents import Document
+from lingua_synth.documents import Document, write_documents
 from lingua_synth.generate import RECIPES, Generation, generate, load_recipe, verify
 from lingua_synth.generate.engines.mock import MockEngine
+from lingua_synth.generate.selection import select_traces
 
 DOCUMENTS = [Document(f"doc-{i}", f"Text number {i} is about {{bolts}}. " * 6) for i in range(8)]
 TEXT = "Every word here stands for something that a model would have said. " * 8
@@ -86,6 +87,64 @@ def test_records_say_how_many_pairs_were_read_in_them(tmp_path):
     for row in rows(tmp_path, "documents"):
         assert row["meta"]["synth"]["fields"] == {"convert": {"pairs": 8, "unanswered": 1}}
         assert "qa_pairs" in row["meta"]["synth"]["flags"]
+
+
+class Thinker(MockEngine):
+    """Answers question n in n + 1 steps; the other model is wrong at every third, and the judge sees it."""
+
+    def _outcome(self, request, num_outcomes):
+        asked = request.prompt[-1]["content"]
+        number = int(asked.split("Text number ")[1].split(" ")[0])
+        if asked.startswith("Answer the question below. Think"):
+            steps = " ".join(f"step {k}" for k in range(number + 1))
+            text = f"{steps}\n\n**Final answer:** {number}"
+            if number == 4:
+                text = f"<think>{steps}</think>\n{number}"
+            if number == 6 and "-" not in request.key:
+                text = steps  # a trace without an answer is asked for again
+        elif asked.startswith("Answer the question below at once"):
+            text = f"Answer: {number + (number % 3 == 0)}"
+        elif asked.startswith("Two people"):
+            first = asked.split("First:")[1].split("Second:")
+            same = first[0].split()[-1] == first[1].split("\n\nClose")[0].split()[-1]
+            text = f"They say so.\nVerdict: {'same' if same else 'different'}"
+        else:
+            strategies = {"checking": asked.count("step"), "planning": 1, "going back": 0}
+            text = "Here: " + json.dumps({"domain": "mathematics", "verbosity": number, "strategies": strategies})
+        return Generation(request.key, text, len(asked.split()), len(text.split()), "stop")
+
+
+def test_traces_have_all_that_selection_looks_at(tmp_path):
+    summary = generate(DOCUMENTS, tmp_path / "traces", "traces", Thinker(), progress=False)
+    assert summary.records == len(DOCUMENTS) and not summary.failed and not summary.filtered
+    assert verify(tmp_path / "traces") == []
+    for number, row in enumerate(rows(tmp_path / "traces", "documents")):
+        synth = row["meta"]["synth"]
+        fields = synth["fields"]
+        steps = " ".join(f"step {k}" for k in range(number + 1))
+        assert fields["teacher"] == {"reasoning": steps, "answer": str(number)}
+        assert fields["reference"] == {"reference_answer": str(number + (number % 3 == 0))}
+        assert fields["judge"] == {"agree": number % 3 != 0}
+        # The question holds no "step", the trace number + 1 of them.
+        assert fields["notes"] == {
+            "domain": "mathematics", "verbosity": number, "strategies": {"checking": number + 1, "planning": 1},
+        }  # fmt: skip
+        question = DOCUMENTS[number].text.strip()
+        assert row["text"].startswith(f"{question}\n\n") and steps in row["text"] and "{bolts}" in row["text"]
+    manifest = select_traces(
+        str(tmp_path / "traces"),
+        tmp_path / "chosen",
+        "disagree",
+        questions=str(_questions(tmp_path)),
+    )
+    selected = (tmp_path / "chosen" / "selected.jsonl").read_text().splitlines()
+    chosen = {json.loads(line)["meta"]["synth"]["source_id"] for line in selected}
+    assert chosen == {"doc-0", "doc-3", "doc-6"} and manifest
+
+
+def _questions(folder):
+    write_documents(folder / "questions.jsonl", DOCUMENTS)
+    return folder / "questions.jsonl"
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "traces"])
