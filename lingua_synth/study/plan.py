@@ -50,6 +50,8 @@ class StudyArgs:
     """Seeds of initialization and data order."""
     train: dict[str, Any] = field(default_factory=dict)
     """What all runs share: keys of the training config."""
+    num_gpus: int = 1
+    """GPUs a run trains on; with train.synth.device cpu a run is one process and takes none."""
     num_workers: int = 2
     """Runs trained at the same time on this machine."""
     threads_per_worker: int = 1
@@ -62,6 +64,13 @@ class PlannedRun:
 
     args: TrainArgs
     flops: int
+    """Training FLOPs of this run alone, by `model.counts.flops_per_token`."""
+    gpu_hours: float | None = None
+    """Expected time on all its GPUs together; None where no throughput was calibrated."""
+    num_gpus: int = 0
+    """GPUs (ranks) it trains on; 0 is one process on the CPU."""
+    after: tuple[str, ...] = ()
+    """Run ids of this study that must be finished before it starts."""
 
     @property
     def run_id(self) -> str:
@@ -83,6 +92,8 @@ def plan_study(study: StudyArgs) -> list[PlannedRun]:
     Raises ValueError for an empty axis, an unknown size or source, ratios that do not sum to 1, a budget that is no
     whole number of steps, and a source too small for a run (with the numbers).
     """
+    if study.num_gpus < 1:
+        raise ValueError(f"num_gpus is what a run trains on, at least 1; got {study.num_gpus}. CPU: synth.device cpu")
     for axis in ("sizes", "budgets", "mixtures", "sources", "seeds"):
         if not getattr(study, axis):
             raise ValueError(f"the study's {axis} are empty: name at least one")
@@ -135,16 +146,19 @@ def _plan_run(
         },
     }
     args = build_args(TrainArgs, ("the study's train section", study.train), (f"run {name}", cell))
+    num_gpus = 0 if args.synth.device == "cpu" else study.num_gpus
+    dp_size = max(1, num_gpus)
     tokenizer = next(iter(manifests.values()))["tokenizer"]
-    resolved = resolve_args(args, dp_size=1, vocab_size=tokenizer["n_words"])
-    num_sequences = resolved.steps * tokens_per_step(resolved, 1) // resolved.data.seq_len
+    resolved = resolve_args(args, dp_size=dp_size, vocab_size=tokenizer["n_words"])
+    num_sequences = resolved.steps * tokens_per_step(resolved, dp_size) // resolved.data.seq_len
     counted = {source: int(manifests[source]["tokens"]) for source in mixture.ratios}
     try:
         planned = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
         plan_report(counted, planned, num_sequences, resolved.data.seq_len, schedule=args.synth.schedule)
     except ValueError as error:
         raise ValueError(f"run {name}: {error}") from None
-    return PlannedRun(args, tokens * flops_per_token(resolved.model, resolved.data.seq_len))
+    flops = tokens * flops_per_token(resolved.model, resolved.data.seq_len)
+    return PlannedRun(args, flops, num_gpus=num_gpus)
 
 
 def _manifest(name: str, source: SourceArgs) -> dict[str, Any]:

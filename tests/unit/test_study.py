@@ -54,6 +54,15 @@ def test_the_same_yaml_gives_the_same_runs_cheapest_first(study):
     assert {name: source.ratio for name, source in third.items()} == {"natural": "2/3", "synthetic": "1/3"}
 
 
+def test_runs_say_what_they_take_and_wait_for(study):
+    run = plan_study(study())[0]
+    assert (run.num_gpus, run.gpu_hours, run.after) == (0, None, ())
+    on_gpus = study({"num_gpus": 2, "train": {"synth": {"device": "auto"}, "data": {"batch_size": 2}}})
+    assert {run.num_gpus for run in plan_study(on_gpus)} == {2}
+    with pytest.raises(ValueError, match="num_gpus is what a run trains on, at least 1; got 0"):
+        plan_study(study({"num_gpus": 0}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
