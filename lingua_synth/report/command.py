@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
-from lingua_synth.report.cells import base_mixture
 from lingua_synth.report.page import write_report
 from lingua_synth.scaling.command import TableArgs, cleaning_lines, read_runs
+from lingua_synth.scaling.natural import base_mixture
 
 
 @dataclass

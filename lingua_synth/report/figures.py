@@ -33,16 +33,15 @@ from lingua_synth.report.canvas import (
 )
 from lingua_synth.report.cells import (
     Cell,
-    base_mixture,
     cells,
     largest_cell,
     main_size,
     main_tokens,
     parameters,
-    synthetic_ratios,
 )
 from lingua_synth.report.laws import LEVEL, estimate, n_definition_of, reasons, target_of
 from lingua_synth.scaling import speedup as law_speedup
+from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

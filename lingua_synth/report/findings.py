@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lingua_synth.report import words
-from lingua_synth.report.cells import Cell, largest_cell, main_size, synthetic_ratios
+from lingua_synth.report.cells import Cell, largest_cell, main_size
 from lingua_synth.report.figures import equal_loss_budget
 from lingua_synth.report.laws import LEVEL, estimate
 from lingua_synth.report.words import joined, percent, plural, quoted, short_count, signed
+from lingua_synth.scaling.natural import synthetic_ratios
 
 if TYPE_CHECKING:
     from lingua_synth.scaling import Runs, StudyFits

@@ -32,10 +32,11 @@ from lingua_synth.report.blocks import (
     pictures_of,
 )
 from lingua_synth.report.canvas import drawn
-from lingua_synth.report.cells import Cell, base_mixture, cells, main_size, synthetic_ratios
+from lingua_synth.report.cells import Cell, cells, main_size
 from lingua_synth.report.laws import n_definition_of, reasons, target_of
 from lingua_synth.report.page_html import page_html
 from lingua_synth.report.tables import cells_table, fits_section, runs_section
+from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

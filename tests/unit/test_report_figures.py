@@ -13,7 +13,8 @@ from report_doubles import BUDGETS, DOMAINS, RATIOS, SIZES, load, planted, plant
 pytest.importorskip("matplotlib")
 
 from lingua_synth.report import figures, style, write_report
-from lingua_synth.report.cells import base_mixture, cells, largest_cell, natural_source, synthetic_ratios
+from lingua_synth.report.cells import cells, largest_cell
+from lingua_synth.scaling.natural import base_mixture, natural_source, synthetic_ratios
 
 
 @pytest.fixture
