@@ -57,6 +57,11 @@ class TokenSource:
     def __len__(self) -> int:
         return self.num_documents
 
+    @property
+    def shards(self) -> tuple[MappedShard, ...]:
+        """The files in order, mapped: for passes over all tokens that keep nothing per document in memory."""
+        return tuple(self._shards)
+
     def __repr__(self) -> str:
         return f"TokenSource({str(self.path)!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
 
@@ -118,7 +123,7 @@ class TokenSource:
         """UTF-8 bytes of each document's text, int64 `[num_documents]`; the sum is `num_bytes`."""
         return np.concatenate([shard.num_bytes.astype(np.int64) for shard in self._shards])
 
-    def _locate(self, i: int) -> tuple[_Shard, int]:
+    def _locate(self, i: int) -> tuple[MappedShard, int]:
         if not 0 <= i < self.num_documents:
             raise ValueError(f"no document {i} in {self.path}: it has documents 0 to {self.num_documents - 1}")
         index = bisect_right(self._first_documents, i) - 1
@@ -166,8 +171,9 @@ def verify_shards(path: str | Path) -> list[str]:
     return problems
 
 
-class _Shard:
-    """One mapped file: `tokens` of all documents, `offsets` of documents in it, `num_bytes`, `ids`."""
+class MappedShard:
+    """One mapped file, read-only: `tokens` of all documents one after the other; document i has those of
+    `[offsets[i], offsets[i + 1])`, `num_bytes[i]` bytes of text and the id `ids[i]` (an Arrow scalar)."""
 
     __slots__ = ("ids", "num_bytes", "num_documents", "offsets", "tokens")
 
@@ -180,7 +186,7 @@ class _Shard:
         self.num_documents: int = batch.num_rows
 
 
-def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> _Shard:
+def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> MappedShard:
     import pyarrow as pa
 
     path = _refuse_other_size(folder, entry)
@@ -188,7 +194,7 @@ def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         num_batches, schema = reader.num_record_batches, reader.schema
-        shard = _Shard(reader.get_batch(0)) if num_batches == 1 and schema == shard_schema(dtype) else None
+        shard = MappedShard(reader.get_batch(0)) if num_batches == 1 and schema == shard_schema(dtype) else None
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the disk, not the file's content

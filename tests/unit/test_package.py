@@ -57,7 +57,15 @@ def run(code):
 
 
 @pytest.mark.parametrize(
-    "module", ["lingua_synth", "lingua_synth.scaling", "lingua_synth.cli", "lingua_synth.study", "lingua_synth.model"]
+    "module",
+    [
+        "lingua_synth",
+        "lingua_synth.scaling",
+        "lingua_synth.analysis",
+        "lingua_synth.cli",
+        "lingua_synth.study",
+        "lingua_synth.model",
+    ],
 )
 def test_importing_needs_no_heavy_library(module):
     heavy = ["torch", "matplotlib", "vllm", "pandas", "transformers", "sentencepiece", "tiktoken"]
