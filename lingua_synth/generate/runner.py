@@ -30,10 +30,10 @@ from lingua_synth.generate.card import NAME as CARD
 from lingua_synth.generate.card import build_card
 from lingua_synth.generate.engine import IDENTITY_KEYS, Engine
 from lingua_synth.generate.filters import require_filters
-from lingua_synth.generate.leases import LEASE_S, Leases
 from lingua_synth.generate.plan import Documents, InputPlan, Source, find_source, plan_inputs, rejected_lines, spool
 from lingua_synth.generate.recipe import Recipe, load_recipe
 from lingua_synth.generate.worker import JOURNALS, LEASES, Settings, Worker
+from lingua_synth.leases import LEASE_S, Leases
 
 PLANNING = "plan"
 

@@ -29,9 +29,9 @@ from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, P
 from lingua_synth.generate.filters import FilterContext, Verdict, judge
 from lingua_synth.generate.graph import Call, Ended, Graph, Progress
 from lingua_synth.generate.journal import Journal
-from lingua_synth.generate.leases import Leases
 from lingua_synth.generate.plan import Input, InputPlan
 from lingua_synth.generate.recipe import Recipe
+from lingua_synth.leases import Leases
 
 JOURNALS = "journal"
 LEASES = "leases"

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 # A room may import only rooms further down; rooms on one line do not know each other.
 LAYERS = [
     ["cli"], ["quickstart"], ["study"], ["report"], ["analysis"], ["scaling"], ["hosts"], ["train"], ["generate"],
-    ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"], ["files"],
+    ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"], ["files", "leases"],
 ]  # fmt: skip
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 

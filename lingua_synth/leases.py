@@ -1,13 +1,15 @@
 """Who works on what, on a shared file system, without a coordinator.
 
-    leases/00012/1    the first claim on shard 12, an empty-or-JSON file made with O_EXCL: exactly one process makes it
+    leases/00012/1    the first claim on work 00012, an empty-or-JSON file made with O_EXCL: one process alone makes it
     leases/00012/2    the second claim, made after the first was given back or its process was found dead
 
 The claim with the highest number owns. A claim is alive while its file's modification time is fresh (a thread of its
 process touches it) and, where it can be asked, while its process lives: on the same machine a `kill -9` is seen at
 once. Times are those of the file system on both sides of the comparison, so clocks of machines need not agree. A
 process that was stopped for longer than a lease and wakes finds a higher claim and has lost: numbers only grow, and
-what it would publish is refused (`store.publish_shard`).
+what it would publish is to be refused (`Leases.holds` says so).
+
+Generation divides shards so (`generate/worker.py`), a study its runs (`study/agent.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -130,20 +133,50 @@ class Leases:
                 path.unlink(missing_ok=True)
 
     def _is_alive(self, claim: Path) -> bool:
-        try:
-            touched = claim.stat().st_mtime
-            content = claim.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        touched, holder = _read_claim(claim)
+        if touched == 0:
             return False
-        if touched == 0:  # given back
-            return False
-        holder = _parse(content)
         if holder.get("worker") == self.worker:
             return True
         if holder and holder.get("host") == self._me["host"]:
             return _process_lives(holder)
         os.utime(self._beat)
         return self._beat.stat().st_mtime - touched < self._lease_s
+
+
+def living_claims(folder: Path, lease_s: float = LEASE_S) -> dict[str, dict[str, Any]]:
+    """Name -> what its holder says of itself (`worker`, `host`, `pid`), for all that living processes hold.
+
+    Writes nothing, so that anybody may look: claims of other machines are judged by this machine's clock.
+    """
+    here, now, held = _host(), time.time(), {}
+    try:
+        places = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        return {}
+    for place in places:
+        if not (numbers := _claims(Path(place.path))):
+            continue
+        touched, holder = _read_claim(Path(place.path) / str(numbers[-1]))
+        is_here = bool(holder) and holder.get("host") == here
+        if touched and (_process_lives(holder) if is_here else now - touched < lease_s):
+            held[place.name] = holder
+    return held
+
+
+def workers_here(folder: Path) -> list[str]:
+    """Names of the living processes of this machine that have opened the leases of `folder`."""
+    here = _host()
+    holders = [_parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(".*")) if path.is_file()]
+    return [h["worker"] for h in holders if h.get("host") == here and _process_lives(h)]
+
+
+def _read_claim(claim: Path) -> tuple[float, dict[str, Any]]:
+    """(time of the last sign of life, 0 for one given back or gone; what the holder says of itself)."""
+    try:
+        return claim.stat().st_mtime, _parse(claim.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0.0, {}
 
 
 def _claims(place: Path) -> list[int]:

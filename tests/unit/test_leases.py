@@ -1,0 +1,78 @@
+"""Claims on work in a shared folder: one holder at a time, and what dies is taken over."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from lingua_synth.leases import Leases, living_claims, workers_here
+
+
+def test_one_claim_at_a_time_and_the_next_has_the_next_number(tmp_path):
+    with Leases(tmp_path) as ours, Leases(tmp_path) as theirs:
+        assert ours.claim("a") == 1 and ours.holds("a")
+        assert theirs.claim("a") is None and theirs.is_held("a")
+        ours.release("a")
+        assert not theirs.is_held("a")
+        assert theirs.claim("a") == 2
+        assert not ours.holds("a") and theirs.earlier_claims("a") == [1]
+        assert ours.claim("b") == 1
+
+
+def test_a_claim_of_another_machine_ends_with_its_time(tmp_path):
+    with Leases(tmp_path, lease_s=0.4) as leases:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "1").write_text(json.dumps({"worker": "w", "host": "elsewhere", "pid": 1}))
+        assert leases.claim("a") is None
+        time.sleep(0.5)
+        assert leases.claim("a") == 2
+        time.sleep(0.8)  # kept alive by its thread
+        assert leases.holds("a") and leases.is_held("a")
+
+
+def test_a_claim_of_a_dead_process_of_this_machine_ends_at_once(tmp_path):
+    words = "import os, sys; from pathlib import Path; from lingua_synth.leases import Leases\n"
+    words += "leases = Leases(Path(sys.argv[1])); leases.claim('a'); os.kill(os.getpid(), 9)"
+    root = str(Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", words, str(tmp_path)], env={**os.environ, "PYTHONPATH": root}, timeout=60)
+    with Leases(tmp_path) as leases:
+        assert leases.claim("a") == 2
+        assert leases.num_workers() == 1
+
+
+def test_many_threads_claim_each_shard_once(tmp_path):
+    won = []
+
+    def work():
+        with Leases(tmp_path) as leases:
+            won.extend(name for name in map(str, range(40)) if leases.claim(name))
+            barrier.wait()
+
+    barrier = threading.Barrier(8)
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won, key=int) == [str(i) for i in range(40)]
+
+
+def test_anybody_may_look_without_leaving_a_trace(tmp_path):
+    assert living_claims(tmp_path / "gone") == {}
+    with Leases(tmp_path, lease_s=30) as leases:
+        for name in ("held", "given-back"):
+            leases.claim(name)
+        leases.release("given-back")
+        for name, age in (("fresh", 10), ("stale", 90)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "1").write_text(json.dumps({"worker": name, "host": "elsewhere", "pid": 1}))
+            os.utime(tmp_path / name / "1", (time.time() - age,) * 2)
+        before = sorted(tmp_path.rglob("*"))
+        held = living_claims(tmp_path, lease_s=30)
+        assert {name: holder["worker"] for name, holder in held.items()} == {"held": leases.worker, "fresh": "fresh"}
+        assert workers_here(tmp_path) == [leases.worker]
+        assert sorted(tmp_path.rglob("*")) == before
+    assert set(living_claims(tmp_path, lease_s=30)) == {"fresh"} and workers_here(tmp_path) == []
