@@ -35,7 +35,7 @@ from lingua_synth.hosts.plain import ignored_keys, plain_config, refuse_impossib
 from lingua_synth.hosts.session import Session
 from lingua_synth.model.checkpoint import PARAMS, list_checkpoints
 from lingua_synth.train.args import TrainArgs, resolve_args
-from lingua_synth.train.distributed import Ranks
+from lingua_synth.train.distributed import Ranks, leave_process_group
 from lingua_synth.train.folder import RESULT
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
@@ -333,7 +333,7 @@ def _process(lingua: Lingua, args: TrainArgs) -> Iterator[None]:
         yield
     finally:
         if dist.is_initialized():
-            dist.destroy_process_group()
+            leave_process_group()
         root.removeFilter(without_environment)
         for handler in root.handlers:
             if handler not in handlers and isinstance(handler, logging.FileHandler):

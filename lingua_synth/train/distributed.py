@@ -67,4 +67,18 @@ def data_parallel(device: str, env: Mapping[str, str] | None = None) -> Iterator
         yield Ranks(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu"))
     finally:
         if joined_here:
-            dist.destroy_process_group()
+            leave_process_group()
+
+
+_left: list[dist.ProcessGroup | None] = []
+
+
+def leave_process_group() -> None:
+    """Destroy the process group without a chance to hang.
+
+    A DDP model that outlives its group would be the group's last owner. PyTorch frees a model's reducer with the GIL
+    held, a group waits for its threads to end, and one of those may wait for the GIL (pytorch issue 56297): for ever.
+    Freed from Python a group gives up the GIL first, so the newest one is kept here, past the model's end.
+    """
+    _left[:] = [dist.group.WORLD]
+    dist.destroy_process_group()

@@ -9,10 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from lingua_synth.config import dump_args
 from lingua_synth.train import loop, train
+from lingua_synth.train.distributed import leave_process_group
 from lingua_synth.train.metrics import read_metrics
 from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
 
@@ -209,3 +214,28 @@ def test_wandb_gets_the_run_and_its_numbers(train_args, monkeypatch, tmp_path):
     train(train_args({"logging": {"wandb": {"project": "p", "mode": "offline"}}}), progress=False)
     assert (seen.init["project"], seen.init["name"], seen.init["config"]["optim"]["lr"]) == ("p", "test", 3e-3)
     assert [loss for _, loss in seen.lines if loss is not None] == losses(tmp_path / "run") and seen.finished
+
+
+def join_and_leave(rank, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", 4)
+    for time_number in range(40):
+        dist.init_process_group("gloo", store=dist.PrefixStore(str(time_number), store), rank=rank, world_size=4)
+        model = DistributedDataParallel(torch.nn.Linear(64, 64))
+        model(torch.zeros(4, 64)).sum().backward()
+        dist.barrier()
+        leave_process_group()
+        del model  # with dist.destroy_process_group alone, some rank of the first few times waits here for ever
+
+
+@pytest.mark.slow
+def test_a_model_that_outlives_its_process_group_does_not_hang(tmp_path):
+    ranks = mp.spawn(join_and_leave, args=(str(tmp_path),), nprocs=4, join=False)
+    try:
+        ended, deadline = False, time.monotonic() + 240
+        while not ended:
+            assert time.monotonic() < deadline, "a rank hangs"
+            ended = ranks.join(timeout=5)
+    finally:
+        for process in ranks.processes:
+            process.kill()
