@@ -85,7 +85,7 @@ def test_bad_input_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match="no token shards in"):
         count_unigrams(tmp_path)
     folder = write_tokens(tmp_path / "long", [[1, 2, 3, 4]], 6)
-    with pytest.raises(ValueError, match="first document of .*long alone has 4 tokens, max_tokens is 3; raise it"):
+    with pytest.raises(ValueError, match=r"first document of .*long alone has 4 tokens, max_tokens is 3; raise it"):
         count_unigrams(folder, max_tokens=3)
     with pytest.raises(ValueError, match="num_threads is at least 1, got 0"):
         count_unigrams(folder, num_threads=0)
