@@ -52,6 +52,9 @@ def refuse_impossible(args: TrainArgs) -> None:
     refused = {
         "synth.document_masking": (synth.document_masking, "its training loop attends across documents"),
         "model.rope_scaling_factor": (args.model.rope_scaling_factor != 1, "it has no scaled rotary frequencies"),
+        "synth.branch_from": (synth.branch_from is not None, "it goes on from checkpoints of its own run alone"),
+        "synth.keep_steps": (bool(synth.keep_steps), "it has one rule for all checkpoints"),
+        "synth.decay": (synth.decay != "reciprocal", "its wsd has one decay"),
         "synth.guard.spike": (synth.guard.spike != "off", "it cannot leave a step out"),
         "synth.guard.nonfinite": (synth.guard.nonfinite != "stop", "it cannot leave a step out"),
     }

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +74,18 @@ class _Pending:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run, all ranks together; deletes all but the newest `keep` (0 keeps all).
+    """Writes the checkpoints of a run, all ranks together; deletes all but the newest `keep` (0 keeps all) and those of
+    `keep_steps`.
 
     With `background`, `save` returns when the state was copied to main memory, and a thread writes it while training
     goes on. One is written at a time: `save` waits for the one before. `close` waits for the last.
     """
 
-    def __init__(self, run_dir: str | Path, *, keep: int = 0, background: bool = False):
+    def __init__(
+        self, run_dir: str | Path, *, keep: int = 0, keep_steps: Collection[int] = (), background: bool = False
+    ):
         self._run_dir, self._keep, self._background = Path(run_dir), keep, background
+        self._keep_steps = frozenset(keep_steps)
         self._rank, self._size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         # The thread's messages must not meet those of the training.
         self._group = dist.new_group(backend="gloo") if background and dist.is_initialized() else None
@@ -159,7 +163,8 @@ class CheckpointWriter:
         fsync_folder(pending.final.parent)
         pending.is_renamed = True
         if self._keep > 0:
-            for old in list_checkpoints(self._run_dir)[: -self._keep]:
+            passing = [p for p in list_checkpoints(self._run_dir) if int(p.name) not in self._keep_steps]
+            for old in passing[: -self._keep]:
                 shutil.rmtree(old)
 
     @contextlib.contextmanager

@@ -216,6 +216,14 @@ class SynthArgs:
     """When a source would exceed its max_epochs: refuse, stop, repeat (reshuffled), renormalize (the others go on)."""
     mixture_change: str = "refuse"
     """A resumed run whose mixture is not the one it began with: refuse it, or append the new one as a further stage."""
+    branch_from: str | None = None
+    """Go on from a checkpoint of another run (its folder, checkpoints/<step>): weights, optimizer and place in the
+    data. Up to there that run must have trained as this one would have."""
+    keep_steps: list[int] = field(default_factory=list)
+    """Steps after which a checkpoint is written and never deleted, beside those of checkpoint.dump."""
+    decay: str = "reciprocal"
+    """Shape of the decay of optim.scheduler wsd: reciprocal (Lingua's), linear, or sqrt (the rate falls with the root
+    of the progress: Haegele et al. 2024). The latter two reach 0 with optim.lr_min_ratio 0."""
     schedule: str = "tree"
     """Order of the sources: tree (random access) or strict (the tightest bound there is)."""
     prefetch: int = 2
@@ -291,6 +299,7 @@ class TrainArgs:
     """lingua_synth's own section."""
 
 
+DECAYS = ("reciprocal", "linear", "sqrt")
 SCHEDULERS = ("cosine", "linear", "wsd", "inv_sqrt", "constant")
 
 # Keys of Lingua that its own loop alone obeys: a run of this library's loop that sets one is refused.
@@ -302,6 +311,12 @@ LINGUA_LOOP_KEYS = (
     "eval",
     "logging.acc_freq",
 )
+
+
+def schedule_name(args: TrainArgs) -> str:
+    """The learning-rate schedule in the runs table: losses after different ones do not compare."""
+    decay = "" if args.synth.decay == "reciprocal" else f"-{args.synth.decay}"
+    return args.optim.scheduler + decay
 
 
 def tokens_per_step(args: TrainArgs, dp_size: int) -> int:
@@ -396,8 +411,11 @@ def _validate_optim(args: TrainArgs) -> None:
     if not optim.cycle_length > 0:
         raise ValueError(f"optim.cycle_length must be above 0, got {optim.cycle_length}")
     if optim.scheduler == "wsd":
-        if optim.lr_min_ratio == 0:
-            raise ValueError("optim.lr_min_ratio must be above 0 with wsd: its decay ends at this share of the peak")
+        if optim.lr_min_ratio == 0 and args.synth.decay == "reciprocal":
+            raise ValueError(
+                "optim.lr_min_ratio must be above 0 with wsd: its decay ends at this share of the peak; synth.decay="
+                "linear and sqrt take 0"
+            )
         if not 0 < optim.decay_fraction < optim.cycle_length:
             raise ValueError(
                 f"optim.decay_fraction {optim.decay_fraction} must be above 0 and below optim.cycle_length "
@@ -435,6 +453,7 @@ def _validate_choices(args: TrainArgs) -> None:
     choices = {
         "host": (args.host, ("native", "lingua")),
         "distributed.model_dtype": (args.distributed.model_dtype, ("bf16", "fp32")),
+        "synth.decay": (synth.decay, DECAYS),
         "synth.mixture_change": (synth.mixture_change, ("refuse", "append")),
         "synth.guard.nonfinite": (synth.guard.nonfinite, ("stop", "skip")),
         "synth.guard.spike": (synth.guard.spike, ("off", "skip", "stop")),
@@ -457,6 +476,12 @@ def _validate_choices(args: TrainArgs) -> None:
     ):
         if number < least:
             raise ValueError(f"{key} must be at least {least}, got {number}")
+    if synth.decay != "reciprocal" and args.optim.scheduler != "wsd":
+        raise ValueError(
+            f"synth.decay {synth.decay} is of optim.scheduler wsd, and it is {args.optim.scheduler}; leave it out"
+        )
+    if wrong := [step for step in synth.keep_steps if not 0 < step <= args.steps]:
+        raise ValueError(f"synth.keep_steps are steps of the run, 1 to {args.steps:,}; got {wrong}")
     if args.host == "native":
         refuse_lingua_keys(args)
 

@@ -58,6 +58,8 @@ _FREE_KEYS = (
     "synth.device",
     "synth.prefetch",
     "synth.mixture_change",
+    "synth.branch_from",
+    "synth.keep_steps",
     "synth.attention",
     "synth.loss",
     "synth.reshard_after_forward",
@@ -99,6 +101,11 @@ def _differences(ours: Any, theirs: Any, defaults: Any, prefix: str = "") -> lis
             found += _differences(ours.get(key), there, default, f"{prefix}.{key}" if prefix else key)
         return found
     return [] if ours == theirs else [f"{prefix} {theirs!r} there, {ours!r} now"]
+
+
+def config_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """What two identities differ in, one phrase a key; keys that an earlier version lacked had today's defaults."""
+    return _differences(ours, _without_free_keys(theirs), to_dict(TrainArgs()))
 
 
 def _without_free_keys(identity: dict[str, Any]) -> dict[str, Any]:

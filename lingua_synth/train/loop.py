@@ -34,6 +34,7 @@ from lingua_synth.model.counts import count_parameters
 from lingua_synth.model.transformer import Transformer
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
+from lingua_synth.train.branch import validate_branch
 from lingua_synth.train.distributed import Ranks, data_parallel
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.guard import Guard
@@ -120,6 +121,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         refuse_other_vocabulary(sources, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
+            validate_branch(args, identity)
             identity = claim_folder(Path(args.dump_dir), args, identity, ranks)
             if (Path(args.dump_dir) / RESULT).is_file():
                 return read_json(Path(args.dump_dir) / RESULT)
@@ -174,7 +176,8 @@ def _prepare(
     run_dir = Path(args.dump_dir)
     logger = run_logger(run_dir, ranks.is_main)
     found = list_checkpoints(run_dir)
-    model = _build_model(args, ranks, has_checkpoint=bool(found), logger=logger)
+    branch = Path(args.synth.branch_from) if args.synth.branch_from and not found else None
+    model = _build_model(args, ranks, has_checkpoint=bool(found or branch), logger=logger)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=args.optim.lr,
@@ -192,6 +195,13 @@ def _prepare(
         if "guard" in state:
             guard.load_state_dict(state["guard"])
         logger.info("resumed from %s", found[-1].name)
+    elif branch is not None:
+        # The seconds and GPU-hours before are the other run's.
+        state = restore_checkpoint(branch, model, optimizer)
+        step, data_state = state["step"], state["data_loader_state"]
+        if "guard" in state:
+            guard.load_state_dict(state["guard"])
+        logger.info("branched off at step %d of %s", step, branch.parent.parent.name)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", args.optim.lr)  # Lingua's scheduler looks for it in our checkpoints
     loader: MixtureLoader = open_loader(args, sources, ranks, data_state)
@@ -213,7 +223,10 @@ def _prepare(
         optimizer=optimizer,
         guard=guard,
         writer=CheckpointWriter(
-            run_dir, keep=args.checkpoint.dump.keep, background=args.synth.async_checkpoint and step < args.steps
+            run_dir,
+            keep=args.checkpoint.dump.keep,
+            keep_steps=args.synth.keep_steps,
+            background=args.synth.async_checkpoint and step < args.steps,
         ),
         preemption=preemption,
         sources=sources,
@@ -284,7 +297,7 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
     window = _Window.empty(run)
     run.model.train()
     while run.step < args.steps:
-        lr = args.optim.lr * learning_rate_ratio(run.step, args.optim, args.steps)
+        lr = args.optim.lr * learning_rate_ratio(run.step, args.optim, args.steps, args.synth.decay)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
 
@@ -306,6 +319,7 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
 
         # A checkpoint is logged too, so that a resumed run logs the same windows.
         saves = run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every) or signal > 0
+        saves = saves or run.step in args.synth.keep_steps
         if saves or _is_due(run.step, args.logging.freq):
             _log(run, window, lr, norm, last_micro, bar)
             window = _Window.empty(run)
@@ -426,7 +440,7 @@ def _scheduler_state(run: _Run) -> dict[str, Any]:
         "_step_count": run.step + 1,
         "_is_initial": False,
         "_get_lr_called_within_step": False,
-        "_last_lr": [optim.lr * learning_rate_ratio(min(run.step, steps - 1), optim, steps)],
+        "_last_lr": [optim.lr * learning_rate_ratio(min(run.step, steps - 1), optim, steps, run.args.synth.decay)],
         "lr_lambdas": [None],
     }
 

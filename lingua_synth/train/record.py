@@ -13,7 +13,7 @@ from lingua_synth.evaluate import DomainSums, summarize
 from lingua_synth.mixture import MixtureLoader
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token, peak_flops
 from lingua_synth.tokens import TokenSource
-from lingua_synth.train.args import TrainArgs
+from lingua_synth.train.args import TrainArgs, schedule_name
 
 MFU_FORMULA = f"speed/mfu = speed/wps x FLOPs per token / dense bf16 peak; FLOPs per token = {FLOPS_FORMULA}"
 GIB = 2**30
@@ -139,7 +139,7 @@ def result_row(
         row[f"tokens_{name}"] = tokens
         row[f"unique_tokens_{name}"] = min(tokens, source.num_tokens)
         row[f"epochs_{name}"] = float(accounting[name].epochs)
-    row["seed"] = args.seed
+    row |= {"seed": args.seed, "schedule": schedule_name(args)}
     if sums:
         row |= summarize(sums)
         row |= {f"loss_{name}": domain.loss for name, domain in sums.items()}
