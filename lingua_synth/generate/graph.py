@@ -41,13 +41,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Ended:
-    """A branch that led to no record: `filtered` or `failed`."""
+    """A branch whose text was dropped."""
 
-    kind: str
-    step: Step
-    item: int | None
     name: str
-    """The filter's; empty for a failure."""
+    """The filter's or the gate's."""
     reason: str
 
 
@@ -111,15 +108,13 @@ class Graph:
         context_tokens = self._context_tokens if step.for_each != DOCUMENT else None
         return fit(render, step, self._count_tokens, context_tokens)
 
-    def fail(self, progress: Progress, call: Call, error: str) -> tuple[list[Call], Ended]:
-        """The call gave no text: its branch ends."""
+    def fail(self, progress: Progress) -> None:
+        """A call gave no text: its branch ends."""
         progress.num_due -= 1
-        return [], Ended("failed", call.step, call.item, "", whole_characters(error))
 
-    def retry(self, progress: Progress, call: Call, text: str) -> Call | Ended | None:
+    def retry(self, progress: Progress, call: Call, found: Parsed) -> Call | Ended | None:
         """The same call with another seed where the gate asks for it, its end where it gives up, or None: go on."""
         gate = call.step.gate
-        found = call.step.parsed(text)
         needs_items = any(child.for_each == call.step.name for child in self._children[call.step.name])
         least = max(gate.min_items if gate is not None else 0, int(needs_items))
         if len(found.items) >= least:
@@ -129,19 +124,19 @@ class Graph:
         progress.num_due -= 1
         times = f" in {call.attempt + 1} attempts" if call.attempt else ""
         name = GATE if gate is not None else NO_ITEMS
-        return Ended("filtered", call.step, call.item, name, f"{len(found.items)} items, fewer than {least}{times}")
+        return Ended(name, f"{len(found.items)} items, fewer than {least}{times}")
 
-    def drop(self, progress: Progress, call: Call, verdict: Verdict) -> Ended:
+    def drop(self, progress: Progress, verdict: Verdict) -> Ended:
         """A filter dropped the text: its branch ends."""
         assert verdict.dropped_by is not None, "drop is for texts that a filter dropped"
         progress.num_due -= 1
-        return Ended("filtered", call.step, call.item, verdict.dropped_by, verdict.reasons[verdict.dropped_by])
+        return Ended(verdict.dropped_by, verdict.reasons[verdict.dropped_by])
 
-    def go_on(self, progress: Progress, call: Call, text: str) -> list[Call]:
-        """The text is accepted: the calls that it makes due."""
+    def go_on(self, progress: Progress, call: Call, text: str, found: Parsed) -> list[Call]:
+        """The text is accepted, with what its step's parser found in it: the calls that it makes due."""
         step, item = call.step, call.item
         progress.texts[step.name, item] = text
-        progress.parsed[step.name, item] = step.parsed(text)
+        progress.parsed[step.name, item] = found
         progress.num_due -= 1
         calls: list[Call] = []
         for child in self._children[step.name]:

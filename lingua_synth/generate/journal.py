@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +19,6 @@ from typing import Any, BinaryIO
 
 COMMIT_RECORDS = 256
 COMMIT_S = 0.1
-
-_NAME = re.compile(r"(\d{5,})\.(\d+)\.jsonl")
 
 
 class Journal:
@@ -94,12 +91,6 @@ class Journal:
         file = self._files.pop(shard, None)
         if file is not None:
             file.close()
-
-
-def journaled_shards(folder: Path) -> set[int]:
-    """Shards that have a journal."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

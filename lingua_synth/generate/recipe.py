@@ -274,9 +274,13 @@ class Recipe:
 
     @property
     def sha256(self) -> str:
-        """Identity of all that decides the output: name, version, variables, and steps with prompts and filters."""
+        """SHA-256 of the identity."""
+        return sha256_json(self.identity())
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the output, as plain data: name, version, variables, and steps with prompts and filters."""
         content = self.to_dict()
-        return sha256_json({key: content[key] for key in ("name", "version", "assign", "keywords", "steps")})
+        return {key: content[key] for key in ("name", "version", "assign", "keywords", "steps")}
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data; `recipe_from` reads it back."""

@@ -213,9 +213,8 @@ def _identity(
     recipe: Recipe, engine: Engine, seed: int, samples: int, shard_size: int, document_format: str
 ) -> dict[str, Any]:
     """Everything but the documents' content that decides the files of a run."""
-    content = recipe.to_dict()
     return {
-        "recipe": {key: content[key] for key in ("name", "version", "assign", "keywords", "steps")},
+        "recipe": recipe.identity(),
         "engine": {"name": engine.name, "revision": engine.revision, **_of_description(engine.description())},
         "seed": seed,
         "samples": samples,

@@ -136,8 +136,6 @@ class Worker:
         self._first_errors: list[str] = []
         self._random = random.Random()
         self._signal = 0
-        self.num_waiting_for = 0
-        """Shards that other living processes were working on when nothing was left for this one."""
 
     # --- the whole ---
 
@@ -277,13 +275,10 @@ class Worker:
             for shard in range(self._num_whole, self._plan.num_shards)
             if shard not in self._whole and shard not in self._open
         )
-        self.num_waiting_for = 0
         while True:
             free = []
             for shard in missing:
-                if self._leases.is_held(f"{shard:05d}"):
-                    self.num_waiting_for += 1
-                else:
+                if not self._leases.is_held(f"{shard:05d}"):
                     free.append(shard)
                     if len(free) > 2 * others:
                         break
@@ -362,8 +357,9 @@ class Worker:
         row = shard.rows[due.row]
         progress = row.progress
         if "error" in entry:
-            calls, ended = self._graph.fail(progress, call, entry["error"])
-            row.failed.append((self._place(call), self._failed_row(progress, call, ended)))
+            self._graph.fail(progress)
+            calls: list[Call] = []
+            row.failed.append((self._place(call), self._failed_row(progress, call, entry["error"])))
         else:
             shard.prompt_tokens += entry["prompt_tokens"]
             shard.generated_tokens += entry["output_tokens"]
@@ -384,7 +380,8 @@ class Worker:
         context = FilterContext(progress.document, generation, self._templates[step.name], render)
         verdict = judge(entry["text"].strip(), context, step.filters)
         text = verdict.text
-        after_gate = self._graph.retry(progress, call, text)
+        found = step.parsed(text)
+        after_gate = self._graph.retry(progress, call, found)
         if isinstance(after_gate, Call):
             return [after_gate]
         synth = self._provenance(progress, call, generation)
@@ -392,13 +389,13 @@ class Worker:
             synth["stripped"] = verdict.stripped
         ended: Ended | None = after_gate
         if ended is None and verdict.dropped_by is not None:
-            ended = self._graph.drop(progress, call, verdict)
+            ended = self._graph.drop(progress, verdict)
         identity = self._record_id(progress, call)
         place = self._place(call)
         if ended is not None:
             row.filtered.append((place, self._filtered_row(identity, text, synth, ended, verdict)))
             return []
-        calls = self._graph.go_on(progress, call, text)
+        calls = self._graph.go_on(progress, call, text, found)
         meta = {"synth": {**synth, "flags": verdict.reasons}}
         fields = self._graph.fields(progress, call.item)
         if fields:
@@ -406,8 +403,7 @@ class Worker:
         if step.emit:
             row.documents.append((place, Document(identity, self._graph.record_text(progress, call), meta)))
         else:
-            about = {"items": len(step.parsed(text).items)}
-            row.steps.append((place, {"id": identity, "text": text, "meta": meta, **about}))
+            row.steps.append((place, {"id": identity, "text": text, "meta": meta, "items": len(found.items)}))
         return calls
 
     def _place(self, call: Call) -> tuple[int, int]:
@@ -422,7 +418,7 @@ class Worker:
         meta = {"synth": {**synth, "flags": flags}}
         return {"id": identity, "text": text, "meta": meta, "filter": ended.name, "reason": ended.reason}
 
-    def _failed_row(self, progress: Progress, call: Call, ended: Ended) -> dict[str, Any]:
+    def _failed_row(self, progress: Progress, call: Call, error: str) -> dict[str, Any]:
         item = {} if call.item is None else {"item": call.item}
         return {
             "id": self._record_id(progress, call),
@@ -431,7 +427,7 @@ class Worker:
             "step": call.step.name,
             **item,
             "seed": self._call_seed(progress, call),
-            "error": ended.reason,
+            "error": error,
         }
 
     def _provenance(self, progress: Progress, call: Call, generation: Generation) -> dict[str, Any]:

@@ -135,8 +135,9 @@ class Law:
         return np.array(theta, dtype=np.float64)
 
     def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        """The inverse of `to_params`."""
-        return np.array(params, dtype=np.float64)
+        """The inverse of `to_params`: by default the same step backwards, which serves where the parameters that say
+        how far another is moved are not moved themselves."""
+        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
 
     rescales: ClassVar[bool] = False
     """Whether `to_params` and `to_theta` follow a factor on the loss; then the fit is invariant to its unit."""
@@ -569,9 +570,6 @@ class KaplanLaw(Law):
             params[..., 1] *= np.exp(log_scale + params[..., 3] * centres["D"])
         return params
 
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
-
     def rivals(self) -> tuple[Law, ...]:
         return (JointLaw(), InteractionLaw())
 
@@ -660,9 +658,6 @@ class _ShiftedPowerLaw(Law):
             params[..., 1] *= np.exp(log_scale + params[..., 3] * centre)
             params[..., 2] *= np.exp(centre)
         return params
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
 
 
 class RectifiedLaw(_ShiftedPowerLaw):

@@ -123,12 +123,6 @@ class _BlendLaw(Law):
         return {name: centres["D"] if name.startswith("U_") else centre for name, centre in centres.items()}
 
     def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self._moved(theta, centres, log_scale)
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self._moved(params, {name: -centre for name, centre in centres.items()}, -log_scale)
-
-    def _moved(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
         params = np.array(theta, dtype=np.float64)
         at = {name: k for k, name in enumerate(self.parameters)}
         for name in self._floor_names:
@@ -486,9 +480,6 @@ class MixingLaw(Law):
         params = np.array(theta, dtype=np.float64)
         params[..., :2] *= np.exp(log_scale)
         return params
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, centres, -log_scale)
 
     def max_moves(self) -> np.ndarray:
         return np.array([np.inf, np.inf, *(1.0 for _ in self._slopes)])

@@ -15,19 +15,24 @@ import numpy as np
 from lingua_synth.scaling.laws import Law
 
 
-class SharedExponents(Law):
-    """The runs of `num` mixtures under one law; the variable `mixture` (0, 1, ...) says whose run it is.
+class _DerivedLaw(Law):
+    """A law made of another one: what a class states of a law, an instance states here."""
 
-    Parameters: the linear ones of mixture 0, of mixture 1, ..., then what all share.
-    """
-
-    name: ClassVar[str] = "shared exponents"
     variables: tuple[str, ...]  # type: ignore[misc]
     parameters: tuple[str, ...]  # type: ignore[misc]
     linear: tuple[str, ...]  # type: ignore[misc]
     bounds: dict[str, tuple[float, float]]  # type: ignore[misc]
     rescales: bool  # type: ignore[misc]
     formula: str  # type: ignore[misc]
+
+
+class SharedExponents(_DerivedLaw):
+    """The runs of `num` mixtures under one law; the variable `mixture` (0, 1, ...) says whose run it is.
+
+    Parameters: the linear ones of mixture 0, of mixture 1, ..., then what all share.
+    """
+
+    name: ClassVar[str] = "shared exponents"
 
     def __init__(self, base: Law, num: int) -> None:
         self.base, self.num = base, num
@@ -118,7 +123,7 @@ class SharedExponents(Law):
         return parts
 
 
-class ExponentPrior(Law):
+class ExponentPrior(_DerivedLaw):
     """The law of one mixture, and a point per exponent whose log residual is `step * (exponent - centre)`.
 
     With weight w and a quadratic core that point adds `w step^2 (exponent - centre)^2 / 2` to the objective: the
@@ -127,12 +132,6 @@ class ExponentPrior(Law):
     """
 
     name: ClassVar[str] = "exponents under a prior"
-    variables: tuple[str, ...]  # type: ignore[misc]
-    parameters: tuple[str, ...]  # type: ignore[misc]
-    linear: tuple[str, ...]  # type: ignore[misc]
-    bounds: dict[str, tuple[float, float]]  # type: ignore[misc]
-    rescales: bool  # type: ignore[misc]
-    formula: str  # type: ignore[misc]
 
     def __init__(self, base: Law, step: float) -> None:
         self.base, self.step = base, step

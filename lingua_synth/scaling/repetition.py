@@ -39,7 +39,27 @@ def log_worth_of_repeats(log_passes: np.ndarray, decay: np.ndarray) -> tuple[np.
     return np.log(effective) - np.log(passes), by_decay
 
 
-class RepetitionLaw(Law):
+class _RepeatsLaw(Law):
+    """A law in N, D and the unique tokens U with E, A, alpha, B and beta as in the joint law."""
+
+    rescales = True
+
+    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
+        # U is compared with D, so they share a unit.
+        centre = float(np.mean(points["D"]))
+        return {"N": float(np.mean(points["N"])), "D": centre, "U": centre}
+
+    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
+        params = np.array(theta, dtype=np.float64)
+        at = {name: k for k, name in enumerate(self.parameters)}
+        with np.errstate(over="ignore"):
+            params[..., at["E"]] *= np.exp(log_scale)
+            params[..., at["A"]] *= np.exp(log_scale + params[..., at["alpha"]] * centres["N"])
+            params[..., at["B"]] *= np.exp(log_scale + params[..., at["beta"]] * centres["D"])
+        return params
+
+
+class RepetitionLaw(_RepeatsLaw):
     """`L = E + A/N'^alpha + B/D'^beta` with `D' = U (1 + R_D (1 - exp(-R/R_D)))`, R = D/U - 1.
 
     `size_decay=True` is the whole law of Muennighoff et al.: N' = N_U (1 + R_N (1 - exp(-(N/N_U - 1)/R_N))) where N
@@ -50,7 +70,6 @@ class RepetitionLaw(Law):
     name = "repetition"
     variables = ("N", "D", "U")
     constant = "E"
-    rescales = True
 
     def __init__(self, size_decay: bool = False) -> None:
         self.size_decay = bool(size_decay)
@@ -132,23 +151,8 @@ class RepetitionLaw(Law):
         columns["R_N"] = -alpha * A_size * lost_by_R
         return E + A_size + B_data, np.stack([columns[name] for name in self.parameters], axis=-2)
 
-    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return _centres(points)
 
-    def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        params = np.array(theta, dtype=np.float64)
-        at = {name: k for k, name in enumerate(self.parameters)}
-        with np.errstate(over="ignore"):
-            params[..., at["E"]] *= np.exp(log_scale)
-            params[..., at["A"]] *= np.exp(log_scale + params[..., at["alpha"]] * centres["N"])
-            params[..., at["B"]] *= np.exp(log_scale + params[..., at["beta"]] * centres["D"])
-        return params
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
-
-
-class OverfitLaw(Law):
+class OverfitLaw(_RepeatsLaw):
     """`L = E + A/N^alpha + B/D'^beta + k R^s (N/U)^t`: `RepetitionLaw` with a penalty for repeating too much.
 
     s and t are positive: the penalty is 0 in the first pass and grows with repeats and with parameters per unique
@@ -167,7 +171,6 @@ class OverfitLaw(Law):
         "E": _POSITIVE, "A": _POSITIVE, "alpha": EXPONENT_BOUNDS, "B": _POSITIVE, "beta": EXPONENT_BOUNDS,
         "R_D": DECAY_BOUNDS, "k": _POSITIVE, "s": (0.1, 4.0), "t": (0.01, 4.0),
     }  # fmt: skip
-    rescales = True
 
     @property
     def log_moved(self) -> tuple[str, ...]:
@@ -205,24 +208,9 @@ class OverfitLaw(Law):
         }  # fmt: skip
         return value, np.stack([columns[name] for name in self.parameters], axis=-2)
 
-    def centres(self, points: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return _centres(points)
-
     def to_params(self, theta: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        params = np.array(theta, dtype=np.float64)
-        at = {name: k for k, name in enumerate(self.parameters)}
+        params = super().to_params(theta, centres, log_scale)
+        k, t = self.parameters.index("k"), self.parameters.index("t")
         with np.errstate(over="ignore"):
-            params[..., at["E"]] *= np.exp(log_scale)
-            params[..., at["A"]] *= np.exp(log_scale + params[..., at["alpha"]] * centres["N"])
-            params[..., at["B"]] *= np.exp(log_scale + params[..., at["beta"]] * centres["D"])
-            params[..., at["k"]] *= np.exp(log_scale - params[..., at["t"]] * (centres["N"] - centres["U"]))
+            params[..., k] *= np.exp(log_scale - params[..., t] * (centres["N"] - centres["U"]))
         return params
-
-    def to_theta(self, params: np.ndarray, centres: Mapping[str, float], log_scale: float) -> np.ndarray:
-        return self.to_params(params, {name: -centre for name, centre in centres.items()}, -log_scale)
-
-
-def _centres(points: Mapping[str, np.ndarray]) -> dict[str, float]:
-    # U is compared with D, so they share a unit.
-    centre = float(np.mean(points["D"]))
-    return {"N": float(np.mean(points["N"])), "D": centre, "U": centre}
