@@ -1,0 +1,191 @@
+"""What a statistic says of a claim: supported, rejected or undecided, by a rule that is written beside the answer.
+
+"No significant difference" is not evidence that there is none: a study of three runs finds none anywhere. So a claim
+comes with a *margin*, the smallest effect that would count, and both answers have to be earned by the interval:
+
+    supported   the whole interval lies above the margin,
+    rejected    the whole interval lies below the margin (an equivalence test, or test of non-inferiority),
+    undecided   the interval holds the margin, or there is no interval.
+
+With an honest interval of level 1 - a, a claim whose true effect is at or under the margin comes out supported with a
+chance of at most a/2, and one whose true effect is at or over it comes out rejected with a chance of at most a/2.
+Both cannot happen at once. A real but smaller effect than the margin is rejected, and the words beside it say that it
+is real; with a margin of 0 the rule is a plain test of the sign.
+
+Every statistic is oriented so that the claim is "greater than": larger is worse.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lingua_synth.scaling.records import record
+from lingua_synth.scaling.regions import t_quantile
+
+SUPPORTED, REJECTED, UNDECIDED = "supported", "rejected", "undecided"
+VERDICTS = (SUPPORTED, REJECTED, UNDECIDED)
+LEVEL = 0.95
+MANY = 1_000_000
+"""Degrees of freedom of a scatter that is known."""
+
+
+@dataclass(frozen=True)
+class CollapseTest:
+    """One statistic of one mixture against its base, with interval, rule and verdict."""
+
+    name: str
+    """Which statistic: loss_gap, loss_gap_at_budget, gap_growth, small_ratio_slope, irreducible_loss, data_exponent,
+    tail_loss, tail_excess, support, tail_mass."""
+    mixture: str
+    base: str
+    where: str
+    """On which runs, e.g. "at 50B tokens, 6 sizes"."""
+    claim: str
+    """What collapse would mean here, in a sentence."""
+    unit: str
+    estimate: float
+    """Positive is worse than the base; NaN where the data give none."""
+    low: float
+    high: float
+    level: float
+    """Of the interval [low, high]; ends may be infinite."""
+    margin: float
+    """The smallest estimate that counts, in `unit`."""
+    verdict: str
+    rule: str
+    why: str
+    """What the interval, or its absence, says."""
+    num_pairs: int
+    """Runs, checkpoints or corpora that were compared with one of the base."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return record(self.__dict__)
+
+    def __str__(self) -> str:
+        shown = "no number"
+        if math.isfinite(self.estimate):
+            shown = f"{self.estimate:+.4g} [{self.low:+.4g}, {self.high:+.4g}] {self.unit}, margin {self.margin:.3g}"
+        return f"{self.verdict:<9} {self.name} of {self.mixture} {self.where}: {shown}; {self.why}"
+
+
+def verdict_of(low: float, high: float, margin: float) -> str:
+    """The verdict on "the effect is greater than `margin`" from an interval; NaN ends leave it undecided."""
+    if low > margin:
+        return SUPPORTED
+    if high < margin:
+        return REJECTED
+    return UNDECIDED
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the variance of its error, near normal."""
+
+    value: float = math.nan
+    variance: float = math.nan
+    freedom: int = 0
+    """Degrees of freedom of the variance."""
+    why_not: str = ""
+    """Why there is no variance, and so no interval."""
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """By Student's t; NaN without a variance."""
+        if self.why_not or self.freedom < 1 or not math.isfinite(self.variance):
+            return math.nan, math.nan
+        half = t_quantile(self.freedom, level) * math.sqrt(self.variance)
+        return self.value - half, self.value + half
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the data, apart from the mixture it is asked of."""
+
+    name: str
+    claim: str
+    unit: str
+    margin: float
+    words: tuple[str, str]
+    """What a number above 0 means, and one below."""
+    level: float = LEVEL
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise ValueError(f"level is a share between 0 and 1, e.g. 0.95; got {self.level}")
+        check_margin(self.margin)
+
+    @property
+    def rule(self) -> str:
+        """How the verdict follows from the interval, in words."""
+        return (
+            f"supported if the whole {100 * self.level:.4g} % interval is above {self.margin:.3g} {self.unit}, "
+            "rejected if it is wholly below, else undecided"
+        )
+
+    def answer(
+        self, mixture: str, base: str, found: Estimate, *, where: str, num_pairs: int, remark: str = ""
+    ) -> CollapseTest:
+        """`judge` on an estimate with a standard error."""
+        ends = found.interval(self.level)
+        return self.judge(
+            mixture, base, found.value, ends, where=where, num_pairs=num_pairs, why_not=found.why_not, remark=remark
+        )
+
+    def judge(
+        self,
+        mixture: str,
+        base: str,
+        estimate: float,
+        interval: tuple[float, float],
+        *,
+        where: str,
+        num_pairs: int,
+        why_not: str = "",
+        remark: str = "",
+    ) -> CollapseTest:
+        """The test with its verdict. `why_not`: the reason there is no interval; the verdict is then undecided."""
+        low, high = (math.nan, math.nan) if why_not else interval
+        verdict = verdict_of(low, high, self.margin)
+        why = why_not or _why(verdict, low, high, self.words)
+        return CollapseTest(
+            name=self.name,
+            mixture=mixture,
+            base=base,
+            where=where,
+            claim=self.claim,
+            unit=self.unit,
+            estimate=float(estimate),
+            low=float(low),
+            high=float(high),
+            level=self.level,
+            margin=self.margin,
+            verdict=verdict,
+            rule=self.rule,
+            why=f"{why}; {remark}" if remark else why,
+            num_pairs=num_pairs,
+        )
+
+
+def check_margin(margin: float, what: str = "margin") -> None:
+    """ValueError unless `margin` is a finite number, 0 or more."""
+    if not (math.isfinite(margin) and margin >= 0):
+        raise ValueError(f"{what} is the smallest effect that counts, 0 or more; got {margin}")
+
+
+def _why(verdict: str, low: float, high: float, words: tuple[str, str]) -> str:
+    worse, better = words
+    if verdict == SUPPORTED:
+        return f"{worse}, by more than the margin"
+    if verdict == REJECTED:
+        if low > 0:
+            return f"{worse}, but by less than the margin"
+        return better if high < 0 else "no harm that reaches the margin"
+    if math.isnan(low) or math.isnan(high):
+        return "no interval"
+    if low > 0:
+        return f"{worse}; whether by more than the margin is not shown"
+    if math.isinf(low) or math.isinf(high):
+        return "the runs do not bound it"
+    return "the interval holds both a harm that counts and none"
