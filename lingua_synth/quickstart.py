@@ -55,6 +55,10 @@ class QuickstartArgs:
     """Server address for engine=openai, e.g. http://127.0.0.1:8000/v1; the key is read from OPENAI_API_KEY."""
     model: str = ""
     """Model name for engine=openai or engine=vllm."""
+    fold_system: bool | None = None
+    """openai: put the system message into the user turn, for models without a system role; null: no."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """vllm: further arguments of its LLM class, e.g. engine_args.max_model_len=4096."""
     recipe: str = ""
     """How documents become synthetic ones; empty: `continue` for engine=checkpoint, `hq` for a real LLM."""
     tokenizer: str = "sp"
@@ -145,11 +149,10 @@ def _claim(out: Path, args: QuickstartArgs) -> None:
     settings = {key: value for key, value in to_dict(args).items() if key not in ("out", "num_workers")}
     path = out / SETTINGS
     if path.is_file():
-        theirs = read_json(path)
+        # A folder of an earlier version does not name the keys that came after it.
+        theirs = {**to_dict(QuickstartArgs()), **read_json(path)}
         different = [
-            f"{key}: {theirs.get(key)!r} there, {value!r} now"
-            for key, value in settings.items()
-            if theirs.get(key) != value
+            f"{key}: {theirs[key]!r} there, {value!r} now" for key, value in settings.items() if theirs[key] != value
         ]
         if different:
             raise ValueError(
@@ -307,7 +310,8 @@ def _generate(args: QuickstartArgs, natural_runs: Sequence[PlannedRun]) -> Any:
     if args.engine == "checkpoint":
         engine = build_engine("checkpoint", model=_generator_run(natural_runs).args.dump_dir)
     else:
-        engine = build_engine(args.engine, model=args.model, base_url=args.base_url)
+        options = {"base_url": args.base_url, "fold_system": args.fold_system, "engine_args": args.engine_args or None}
+        engine = build_engine(args.engine, model=args.model, **options)
     # Counted in the generator's tokens. Sampled pieces are tokenized again into other pieces, 0.04 % fewer of them when
     # measured; a large LLM's tokens are longer than this small vocabulary's, so fewer of them suffice.
     margin = 1.05 if args.engine == "checkpoint" else 0.9

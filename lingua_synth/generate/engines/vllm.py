@@ -65,6 +65,7 @@ class VLLMEngine:
             # Seeds of single requests and chunked prefill together kill the engine on a CPU (vLLM 0.32).
             args.setdefault("enable_chunked_prefill", False)
             args.setdefault("enforce_eager", True)
+            args.setdefault("gpu_memory_utilization", _half_of_free_memory())
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import LLM
 
@@ -72,6 +73,11 @@ class VLLMEngine:
             return LLM(**args)
         except TypeError as error:
             raise ValueError(f"vLLM does not take these engine_args: {error}") from None
+        except Exception as error:  # vLLM's own kinds differ between versions and from one of its processes to another
+            raise ValueError(
+                f"vLLM does not start with {self._model}: {error}. What it wrote above names the cause; where "
+                "memory is short, lower engine_args.gpu_memory_utilization or engine_args.max_model_len"
+            ) from error
 
     @cached_property
     def _tokenizer(self) -> ModelTokenizer:
@@ -152,6 +158,14 @@ class VLLMEngine:
         finally:
             if inside:
                 engine.abort_request(list(inside))
+
+
+def _half_of_free_memory() -> float:
+    """As a share of the machine's memory, which vLLM takes it in; its default is nearly all, as if nobody else ran."""
+    import psutil  # vLLM needs it, too
+
+    memory = psutil.virtual_memory()
+    return float(round(memory.available / memory.total / 2, 3))
 
 
 def find_device() -> str:
