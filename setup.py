@@ -20,6 +20,7 @@ EXTRAS = {
     "tracking": ["tensorboard>=2.15"],
     # Near-duplicates and the languages of documents and outputs.
     "filters": ["datasketch>=1.6", "py3langid>=0.4"],
+    "slurm": ["submitit>=1.5.3"],
     "vllm": ["vllm>=0.10"],
     "hf": ["torch>=2.9", "transformers>=4.56", "jinja2>=3.1"],
     "gpu": ["xformers>=0.0.29", "liger-kernel>=0.8.5"],
@@ -36,6 +37,7 @@ EXTRAS["dev"] = sorted(
         *EXTRAS["formats"],
         *EXTRAS["filters"],
         *EXTRAS["tracking"],
+        *EXTRAS["slurm"],
         # Its StatefulDataLoader carries our torch datasets' state.
         "torchdata>=0.11",
         "pytest>=8",

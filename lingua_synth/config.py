@@ -39,6 +39,7 @@ EXTRAS = {
     "zstandard": "formats",
     "fsspec": "formats",
     "tensorboard": "tracking",
+    "submitit": "slurm",
 }
 
 HELP_FLAGS = ("-h", "--help", "help")

@@ -119,9 +119,13 @@ def sha256_json(value: Any) -> str:
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
+class FolderInUse(ValueError):
+    """Another living process holds the folder."""
+
+
 @contextlib.contextmanager
 def folder_lock(folder: str | Path, purpose: str) -> Iterator[None]:
-    """Hold `folder` for this process; ValueError if another living process holds it.
+    """Hold `folder` for this process; FolderInUse (a ValueError) if another living process holds it.
 
     An advisory lock of the operating system: it ends with the process, so `kill -9` leaves none behind.
     """
@@ -133,7 +137,7 @@ def folder_lock(folder: str | Path, purpose: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise ValueError(
+            raise FolderInUse(
                 f"{folder} is in use by {holder}; wait for it, stop it, or choose another folder for this {purpose}"
             ) from None
         file.truncate(0)

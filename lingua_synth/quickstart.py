@@ -260,7 +260,7 @@ def _mixture_name(percent: int) -> str:
 
 def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int, Fraction]) -> list[PlannedRun]:
     from lingua_synth.mixture.args import SourceArgs
-    from lingua_synth.study import MixtureArgs, StudyArgs, launch, plan_study
+    from lingua_synth.study import LaunchArgs, MixtureArgs, StudyArgs, launch, plan_study
 
     tokens = Path(args.out) / "tokens"
     mixtures = {}
@@ -290,7 +290,7 @@ def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int
         },
     )
     runs = plan_study(study)
-    launch(runs, num_workers=args.num_workers, threads_per_worker=1, desc="training")
+    launch(runs, LaunchArgs(num_workers=args.num_workers), folder=args.out, desc="training")
     return runs
 
 
@@ -360,9 +360,11 @@ def _report(
     from lingua_synth.study import collect
 
     out = Path(args.out)
-    rows, unfinished = collect(run.args.dump_dir for run in runs)
-    assert not unfinished, "launch returns only when every run is finished"
-    write_runs(rows, out / "runs.csv")
+    found = collect(run.args.dump_dir for run in runs)
+    for name, why in found.left_out.items():
+        raise ValueError(f"run {name}: {why}")
+    assert not found.unfinished, "launch returns only when every run is finished"
+    write_runs(found.rows, out / "runs.csv")
     table = load_runs(out / "runs.csv")
     fits = fit_study(table, num_bootstraps=args.bootstraps, seed=args.seed)
     write_json(out / "fits.json", fits.to_dict())
@@ -374,7 +376,7 @@ def _report(
         summary=_summary(args, natural, synthetic, runs),
         sections_before=[
             _documents_section(args, corpus, natural),
-            _generation_section(args, synthetic, summary, runs, rows),
+            _generation_section(args, synthetic, summary, runs, found.rows),
         ],
         sections_after=[_limits_section(args), _seconds_section(stages)],
     )

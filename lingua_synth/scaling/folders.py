@@ -44,7 +44,7 @@ def read_run_folders(root: str | Path) -> Runs:
     ValueError when there is no run, two runs have one id, or were evaluated on different domains.
     """
     root = Path(root)
-    found = list(_run_folders(root, MAX_DEPTH))
+    found = run_folders(root)
     if not found:
         raise ValueError(
             f"{root} holds no run folder ({RESULT}, or {CONFIG} with {METRICS}), nor do the folders below it; "
@@ -74,6 +74,11 @@ def read_run_folders(root: str | Path) -> Runs:
         raise ValueError(f"no run in {root} can be read: {'; '.join(notes)}")
     _refuse_other_domains(rows)
     return Runs(_columns(rows), dict.fromkeys(notes))
+
+
+def run_folders(root: str | Path) -> list[Path]:
+    """The run folders in `root` and below it, by path; a folder inside a run is none."""
+    return list(_run_folders(Path(root), MAX_DEPTH))
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:

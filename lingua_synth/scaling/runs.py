@@ -181,7 +181,7 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
 
 
 def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Path) -> None:
-    """Write a runs table as CSV, atomically; `load_runs` reads back equal values.
+    """Write a runs table as CSV, or as parquet where `path` ends so, atomically; `load_runs` reads back equal values.
 
     Takes `Runs` or rows as mappings. Floats are written with all their digits, whole numbers as integers, what a row
     lacks (absent, None, NaN) as an empty cell. Columns stand in one fixed order; unknown ones come last.
@@ -197,6 +197,9 @@ def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Pat
     if not names:
         raise ValueError(f"no runs to write to {path}")
     names = sorted(names, key=lambda name: (_order(name), names.index(name)))
+    if Path(path).suffix == ".parquet":
+        _write_parquet(names, rows, path)
+        return
     lines = [[_cell(name, row.get(name), row) for name in names] for row in rows]
     with atomic_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -394,6 +397,27 @@ def _is_number_column(name: str) -> bool:
 
 
 # --- writing ---
+
+
+def _write_parquet(names: Sequence[str], rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Columns of integers where all are whole, of floats where all are numbers, of text otherwise."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {}
+    for name in names:
+        cells = [_cell(name, row.get(name), row) for row in rows]
+        kinds: tuple[Any, ...] = () if name in TEXT_COLUMNS else (int, float)
+        values: list[Any] = [cell or None for cell in cells]
+        for kind in kinds:
+            try:
+                values = [None if cell == "" else kind(cell) for cell in cells]
+                break
+            except ValueError:
+                continue
+        columns[name] = pa.array(values)
+    with atomic_file(path, "wb") as file:
+        pq.write_table(pa.table(columns), file)
 
 
 def _order(name: str) -> int:

@@ -1,7 +1,21 @@
 """Studies: a grid of trainings planned, launched, resumed and collected into one runs table."""
 
-from lingua_synth.study.collect import collect
-from lingua_synth.study.launch import launch
-from lingua_synth.study.plan import MixtureArgs, StudyArgs, plan_study, study_status
+from lingua_synth.study.collect import Collected, collect
+from lingua_synth.study.launch import describe_launch, launch
+from lingua_synth.study.launch_args import LaunchArgs, SlurmArgs
+from lingua_synth.study.plan import MixtureArgs, StudyArgs, plan_study
+from lingua_synth.study.status import StudyStatus, study_status
 
-__all__ = ["MixtureArgs", "StudyArgs", "collect", "launch", "plan_study", "study_status"]
+__all__ = [
+    "Collected",
+    "LaunchArgs",
+    "MixtureArgs",
+    "SlurmArgs",
+    "StudyArgs",
+    "StudyStatus",
+    "collect",
+    "describe_launch",
+    "launch",
+    "plan_study",
+    "study_status",
+]

@@ -19,9 +19,10 @@ from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
 from lingua_synth.mixture.args import SourceArgs, build_mixture
 from lingua_synth.model.counts import flops_per_token
+from lingua_synth.study.launch_args import LaunchArgs
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
-from lingua_synth.train.folder import IDENTITY, RESULT
+from lingua_synth.train.folder import RESULT
 
 
 @dataclass
@@ -52,10 +53,8 @@ class StudyArgs:
     """What all runs share: keys of the training config."""
     num_gpus: int = 1
     """GPUs a run trains on; with train.synth.device cpu a run is one process and takes none."""
-    num_workers: int = 2
-    """Runs trained at the same time on this machine."""
-    threads_per_worker: int = 1
-    """CPU threads of each; on a CPU, two runs of one thread outpace one run of two by 1.3 to 1.5."""
+    launch: LaunchArgs = field(default_factory=LaunchArgs)
+    """Where the runs are trained, and how many at a time."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +165,3 @@ def _manifest(name: str, source: SourceArgs) -> dict[str, Any]:
         return read_json(Path(source.path) / MANIFEST)
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}; make its shards with `lingua-synth tokenize`") from None
-
-
-def study_status(runs: list[PlannedRun]) -> dict[str, list[str]]:
-    """Run ids that are finished, begun, and waiting, from what their folders hold."""
-    status: dict[str, list[str]] = {"finished": [], "begun": [], "waiting": []}
-    for run in runs:
-        folder = Path(run.args.dump_dir)
-        key = "finished" if run.is_finished else "begun" if (folder / IDENTITY).is_file() else "waiting"
-        status[key].append(run.run_id)
-    return status

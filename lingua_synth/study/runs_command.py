@@ -1,0 +1,149 @@
+"""`lingua-synth study launch|status|collect`: the study's runs, once they are planned."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from lingua_synth.config import HELP_FLAGS, help_text, parse_args, to_dict
+from lingua_synth.files import sha256_json
+from lingua_synth.study.board import QueuedRun, queue, read_latest, read_plan
+from lingua_synth.study.plan import StudyArgs, plan_study
+
+T = TypeVar("T")
+
+MOST_NAMED = 20
+"""Runs whose reason is printed; the rest is named without."""
+
+
+@dataclass
+class StatusArgs:
+    """How far a study is. Beside these keys those of the study; `out=FOLDER` alone is enough once it was launched."""
+
+    watch: bool = False
+    """Show the table again and again until every run is done."""
+    every_s: float = 2.0
+    """Of watch: seconds between two looks."""
+
+
+@dataclass
+class CollectArgs:
+    """One table of all finished runs. Beside these keys those of the study, or none of them."""
+
+    runs: list[str] = field(default_factory=list)
+    """Further runs: run folders, folders that hold some, dump dirs of Meta Lingua, CSV or parquet tables."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our names of columns -> those of the tables in `runs`."""
+    table: str = ""
+    """File to write, .csv or .parquet; empty: runs.csv in the study's folder."""
+
+
+def launch_main(argv: Sequence[str]) -> int:
+    """Train what is not finished, then collect."""
+    from lingua_synth.study.launch import describe_launch, launch
+
+    study = _study(argv, "launch")
+    runs = plan_study(study)
+    if study.launch.dry_run:
+        print(describe_launch(runs, study.launch, folder=study.out))
+        return 0
+    try:
+        done = launch(runs, study.launch, folder=study.out, study_sha256=_sha256(study))
+    except SystemExit as left:
+        print(left, file=sys.stderr)
+        raise
+    if done.note:
+        print(done.note)
+    if study.launch.engine == "slurm":
+        print(f"lingua-synth study status out={study.out} watch=true")
+        return 0
+    return collect_main(argv)
+
+
+def status_main(argv: Sequence[str]) -> int:
+    """Print the table, once or until all is done."""
+    from lingua_synth.study.status import study_status
+
+    status, study = _split(argv, StatusArgs, "status")
+    if status.every_s <= 0:
+        raise ValueError(f"every_s must be above 0, got {status.every_s}")
+    runs = known_runs(study)
+    while True:
+        now = study_status(runs, folder=study.out)
+        if status.watch and sys.stdout.isatty():
+            print("\033[H\033[J", end="")
+        print(now, flush=True)
+        if not status.watch or now.is_over:
+            return 0
+        time.sleep(status.every_s)
+
+
+def collect_main(argv: Sequence[str]) -> int:
+    """Write the table, and name what is not in it."""
+    from lingua_synth.scaling import write_runs
+    from lingua_synth.study.collect import TABLES, collect
+
+    args, study = _split(argv, CollectArgs, "collect")
+    has_study = study != StudyArgs()
+    if not has_study and not args.runs:
+        raise ValueError("nothing to collect: give a study (config=FILE or out=FOLDER), or runs=[FOLDER,TABLE,...]")
+    table = Path(args.table or (Path(study.out) / "runs.csv" if has_study else ""))
+    if table.suffix not in TABLES:
+        raise ValueError(f"table is the file to write, {' or '.join(TABLES)}; got {str(args.table)!r}")
+    found = collect(args.runs, columns=args.columns, planned=known_runs(study) if has_study else ())
+    left_out = "".join(f"\n  {name}: {why}" for name, why in found.left_out.items())
+    if not found.rows:
+        where = f"of the study in {study.out}" if has_study else f"in {', '.join(args.runs)}"
+        advice = "train them with `lingua-synth study launch`" if not left_out else f"left out:{left_out}"
+        raise ValueError(f"no run {where} is finished yet; {advice}")
+    write_runs(found.rows, table)
+    print(f"{table}: {len(found.rows):,} runs")
+    for name, listed in (("not finished", found.unfinished), ("left out", found.left_out)):
+        if listed:
+            print(f"{name}: {len(listed):,}")
+            for run_id, why in list(listed.items())[:MOST_NAMED]:
+                print(f"  {run_id}: {why}")
+            if len(listed) > MOST_NAMED:
+                print(f"  and {', '.join(list(listed)[MOST_NAMED:])}")
+    for note in found.notes:
+        print(f"note: {note}")
+    return 0
+
+
+def known_runs(study: StudyArgs) -> list[QueuedRun]:
+    """The runs of a study: those of its last launch, read in milliseconds, if its YAML still says the same or `out` is
+    all that was given; planned anew otherwise."""
+    if not study.out:
+        raise ValueError("out is not set: give the study's YAML, config=FILE, or its folder, out=runs/study")
+    latest = read_latest(Path(study.out))
+    is_only_folder = dataclasses.replace(study, out="") == StudyArgs()
+    if latest is not None and (is_only_folder or latest["study_sha256"] == _sha256(study)):
+        return read_plan(Path(study.out), latest["plan"])[1]
+    if is_only_folder:
+        raise ValueError(f"{study.out} holds no study that was launched; give its YAML, config=FILE")
+    return queue(plan_study(study))
+
+
+def _sha256(study: StudyArgs) -> str:
+    """What the study's YAML says of its runs; how they are launched is no part of it."""
+    return sha256_json({key: value for key, value in to_dict(study).items() if key != "launch"})
+
+
+def _study(argv: Sequence[str], action: str) -> StudyArgs:
+    return parse_args(StudyArgs, argv, prog=f"lingua-synth study {action}")
+
+
+def _split(argv: Sequence[str], cls: type[T], action: str) -> tuple[T, StudyArgs]:
+    """The action's own keys, and the study's from the other words."""
+    prog = f"lingua-synth study {action}"
+    if any(word in HELP_FLAGS for word in argv):
+        print(help_text(cls, prog=prog))
+        raise SystemExit(0)
+    own = {name.name for name in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    mine = [word for word in argv if word.partition("=")[0].partition(".")[0] in own]
+    return parse_args(cls, mine, prog=prog), _study([word for word in argv if word not in mine], action)
