@@ -1,21 +1,68 @@
 """What corpora look like by their tokens, and how they differ: statistics of token shards, without a model.
 
-counts = count_unigrams("shards/web")          # one pass, all cores
-counts.frequencies                             # and every statistic below takes plain arrays of counts
+web = count_unigrams("shards/web")                       # one pass, all cores
+print(fit_zipf(web.counts))                              # every statistic takes plain arrays of counts
+distances({"web": web.counts, "hq": hq.counts})          # at equal numbers of tokens
 """
 
 from lingua_synth.analysis.collapse import CollapseReport, Margins, collapse_tests
 from lingua_synth.analysis.counts import UnigramCounts, count_unigrams, validate_same_vocabulary
+from lingua_synth.analysis.coverage import (
+    expected_coverage,
+    expected_singletons,
+    expected_types,
+    subsample,
+    tail_mass,
+    tail_types,
+)
+from lingua_synth.analysis.distances import (
+    Distance,
+    MixtureCurve,
+    distances,
+    js_divergence,
+    kl_divergence,
+    mixture_curve,
+    nearest_mixture,
+    smoothed,
+)
+from lingua_synth.analysis.lengths import LengthDistribution, document_lengths
 from lingua_synth.analysis.tails import EvaluatedRun
+from lingua_synth.analysis.tokens_table import TokenLogOdds, TokenRow, extreme_tokens, readable_token, token_log_odds
 from lingua_synth.analysis.verdicts import CollapseTest
+from lingua_synth.analysis.zipf import RankFrequency, ZipfFit, fit_zipf, rank_frequency
 
 __all__ = [
     "CollapseReport",
     "CollapseTest",
+    "Distance",
     "EvaluatedRun",
+    "LengthDistribution",
     "Margins",
+    "MixtureCurve",
+    "RankFrequency",
+    "TokenLogOdds",
+    "TokenRow",
     "UnigramCounts",
+    "ZipfFit",
     "collapse_tests",
     "count_unigrams",
+    "distances",
+    "document_lengths",
+    "expected_coverage",
+    "expected_singletons",
+    "expected_types",
+    "extreme_tokens",
+    "fit_zipf",
+    "js_divergence",
+    "kl_divergence",
+    "mixture_curve",
+    "nearest_mixture",
+    "rank_frequency",
+    "readable_token",
+    "smoothed",
+    "subsample",
+    "tail_mass",
+    "tail_types",
+    "token_log_odds",
     "validate_same_vocabulary",
 ]
