@@ -30,6 +30,16 @@ class DomainSums:
         """Bits per UTF-8 byte of text: the figure that compares across tokenizers."""
         return self.nats / (math.log(2) * self.bytes)
 
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return exp(self.loss)
+
+
+def exp(loss: float) -> float:
+    """The perplexity of a loss in nats per token; infinite where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
 
 def summarize(domains: Mapping[str, DomainSums]) -> dict[str, float]:
     """Averages over domains: `loss_macro`, `loss_micro` (nats per token), `bpb_macro` (bits per byte).

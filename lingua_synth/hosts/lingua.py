@@ -34,8 +34,9 @@ from lingua_synth.hosts.loss_head import build_model_class
 from lingua_synth.hosts.plain import ignored_keys, plain_config, refuse_impossible, refuse_impossible_in_host
 from lingua_synth.hosts.session import Session
 from lingua_synth.model.checkpoint import PARAMS, list_checkpoints
+from lingua_synth.model.distributed import Ranks, leave_process_group
 from lingua_synth.train.args import TrainArgs, resolve_args
-from lingua_synth.train.distributed import Ranks, leave_process_group
+from lingua_synth.train.evaluation import HeldOut
 from lingua_synth.train.folder import RESULT
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
@@ -127,6 +128,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
+        held_out = HeldOut(args, domains)
         config = _lingua_args(lingua, args)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
@@ -136,7 +138,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
                 return row
             with (
                 Preemption() as preemption,
-                Session(args, ranks, sources, domains, preemption, sha256_json(identity)) as session,
+                Session(args, ranks, sources, held_out, preemption, sha256_json(identity)) as session,
                 bind(lingua, session, progress=progress),
             ):
                 try:

@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lingua_synth.evaluate import DomainSums, evaluate_domains
+from lingua_synth.evaluate import DomainSums
+from lingua_synth.evaluate.scoring import Scores
 from lingua_synth.files import write_json
 from lingua_synth.mixture import MixtureLoader
 from lingua_synth.mixture.batch import Batch
 from lingua_synth.mixture.lingua_batches import LinguaBatch, lingua_batches
+from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
-from lingua_synth.train.distributed import Ranks
+from lingua_synth.train.evaluation import HeldOut, sums_of
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.inputs import open_loader
 from lingua_synth.train.metrics import MetricsFile, Trackers
@@ -51,7 +53,7 @@ class Session:
         args: TrainArgs,
         ranks: Ranks,
         sources: Mapping[str, TokenSource],
-        domains: Mapping[str, TokenSource],
+        held_out: HeldOut,
         preemption: Preemption,
         identity_sha256: str,
     ):
@@ -64,7 +66,7 @@ class Session:
         self.step = 0
         """Optimizer steps whose batches were all read; of the checkpoint, right after a resume."""
         self.elapsed_before_s = 0.0
-        self._sources, self._domains, self._identity_sha256 = sources, domains, identity_sha256
+        self._sources, self._held_out, self._identity_sha256 = sources, held_out, identity_sha256
         self._loader: _WatchedLoader | None = None
         self._pending: npt.NDArray[np.int64] | None = None
         self._by_source = torch.zeros(len(sources), 2, dtype=torch.float64, device=ranks.device)
@@ -102,7 +104,7 @@ class Session:
         if self.ranks.is_main:
             if not self.is_strict:
                 MetricsFile(self.dir / METRICS, step).close()
-            if self._domains:
+            if self._held_out:
                 self._validation = MetricsFile(self.dir / VALIDATION_METRICS, step)
             self._trackers = Trackers(self.args, self._identity_sha256, step)
         self._started = self._window_started = time.perf_counter()
@@ -212,22 +214,15 @@ class Session:
         is_due = every > 0 and self.step % every == 0 and 0 < self.step < self.args.steps
         if self.is_between_steps and is_due and self._evaluated_at != self.step:
             before = time.perf_counter()
-            self._log_validation(self._evaluate())
+            self._log_validation(sums_of(self._evaluate()))
             self._evaluated_at = self.step
             self._window_started += time.perf_counter() - before
 
-    def _evaluate(self) -> dict[str, DomainSums]:
-        if not self._domains:
-            return {}
+    def _evaluate(self) -> Scores | None:
+        if not self._held_out:
+            return None
         assert self.model is not None, "Lingua builds its model before its first step"
-        # Compiled code is for the one shape of a training batch.
-        with torch.compiler.set_stance("force_eager"):
-            return evaluate_domains(
-                self.model,
-                self._domains,
-                seq_len=self.args.data.seq_len,
-                max_tokens_per_domain=self.args.synth.evaluation.max_tokens_per_domain,
-            )
+        return self._held_out.score(self.model)
 
     def _log_validation(self, sums: Mapping[str, DomainSums]) -> None:
         if self._validation is not None:
@@ -240,7 +235,8 @@ class Session:
         args, ranks = self.args, self.ranks
         self.step = args.steps
         loader = self._loader or self._open_loader(None)
-        sums = self._evaluate()
+        scores = self._evaluate()
+        sums = sums_of(scores)
         row = result_row(
             args,
             self._sources,
@@ -253,8 +249,9 @@ class Session:
             identity_sha256=self._identity_sha256,
         )
         if ranks.is_main:
-            if sums:
+            if scores is not None:
                 self._log_validation(sums)
+                self._held_out.write(scores, args.steps)
             write_json(self.dir / RESULT, row)
         ranks.barrier()
         return row

@@ -35,6 +35,8 @@ from lingua_synth.model.transformer import Transformer
 FOLDER = "checkpoints"
 PARAMS = "params.json"
 TRAIN_STATE = "train_state_{:05d}.json"
+CONSOLIDATED = "consolidated.pth"
+"""All weights in one file, as Meta Lingua's consolidate_checkpoints writes them."""
 _STEP_NAME = re.compile(r"\d{10}")
 _ALONE = "torch.distributed is disabled, unavailable or uninitialized"
 
@@ -260,19 +262,40 @@ def load_checkpoint(
     `dtype` is the compute type; None: fp32 on a CPU, bf16 elsewhere. ValueError says what is there when there is none.
     """
     folder, params = _open_checkpoint(folder)
-    args = _model_args(folder, params)
-    tokenizer = params.get("data", {}).get("tokenizer")
+    tokenizer = (params.get("data") or {}).get("tokenizer")
     if not isinstance(tokenizer, dict):
         raise ValueError(f"{folder / PARAMS} does not name the tokenizer of its model (data.tokenizer)")
+    _, model, _ = load_model(folder, device, dtype)
+    return model, model.args, tokenizer
+
+
+def load_model(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Path, Transformer, dict[str, Any]]:
+    """As `load_checkpoint`, of a checkpoint that need not name a tokenizer: (its folder, the model, its config).
+
+    Meta Lingua's folder `consolidated` is read too.
+    """
+    folder, params = _open_checkpoint(folder)
+    args = _model_args(folder, params)
+    if args.max_seqlen < 1:
+        args.max_seqlen = int((params.get("data") or {}).get("seq_len", -1))
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model = Transformer(args, compute_dtype=dtype)
-    state = {"model": _without_tied_output(model, model.state_dict())}
-    with _alone_without_warning():
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
-    missing, unexpected = model.load_state_dict(state["model"], strict=False)
-    assert not unexpected and missing == ["output.weight"] * model.args.weight_tying, "every weight was read"
-    return model.to(device).eval(), args, tokenizer
+    weights = _without_tied_output(model, model.state_dict())
+    if (folder / CONSOLIDATED).is_file():
+        loaded = torch.load(folder / CONSOLIDATED, map_location="cpu", mmap=True, weights_only=True)
+        loaded = loaded.get("model", loaded)
+        if missing := [name for name in weights if name not in loaded]:
+            raise ValueError(f"{folder / CONSOLIDATED} lacks {', '.join(missing[:4])}; it is of another model")
+        weights = {name: loaded[name] for name in weights}
+    else:
+        with _alone_without_warning():
+            dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and missing == ["output.weight"] * args.weight_tying, "every weight was read"
+    return folder, model.to(device).eval(), params
 
 
 @contextlib.contextmanager

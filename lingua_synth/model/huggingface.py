@@ -27,17 +27,23 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lingua_synth.files import atomic_file, atomic_folder, read_json, what_is_there, write_json
 from lingua_synth.model.args import ModelArgs, ffn_hidden_dim, head_dim
-from lingua_synth.model.checkpoint import FOLDER, PARAMS, _alone_without_warning, _model_args, _open_checkpoint
+from lingua_synth.model.checkpoint import (
+    CONSOLIDATED,
+    FOLDER,
+    PARAMS,
+    _alone_without_warning,
+    _model_args,
+    _open_checkpoint,
+)
 from lingua_synth.model.huggingface_config import CONFIG, from_config, to_config
 from lingua_synth.model.model_card import model_card
 from lingua_synth.model.safetensors_format import INDEX, SINGLE, SafetensorsFile, write_safetensors
+from lingua_synth.model.transformer import Transformer
 from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.huggingface import find_tokenizer, write_tokenizer_files
 from lingua_synth.tokens.tokenizer import build_tokenizer
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# Written by Meta Lingua's consolidate_checkpoints.
-CONSOLIDATED = "consolidated.pth"
 # Of a tied model Lingua's state has the one matrix under this name too.
 _LINGUA_TIED = "output.tied_module.weight"
 
@@ -241,21 +247,7 @@ def import_huggingface(
     _refuse_existing(out)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {' or '.join(DTYPES)}; got {dtype!r}")
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}; download the model first, then name its folder; {what_is_there(folder)}")
-    config = read_json(folder / CONFIG)
-    try:
-        args = from_config(config)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    parameters = list_parameters(args)
-    files = _open_safetensors(folder)
-    expected = {p.theirs: p.shape for p in parameters}
-    shapes = {name: file.shapes[name] for name, file in files.items()}
-    # Rotary tables, which old files carry; a tied output matrix.
-    allowed = {name for name in shapes if name.endswith("rotary_emb.inv_freq")}
-    allowed |= {"lm_head.weight"} if args.weight_tying else set()
-    _refuse_other_shapes(folder, expected, shapes, allowed)
+    config, args, parameters, files = _open_huggingface(folder)
     if tokenizer is not None:
         words = build_tokenizer(tokenizer.name, tokenizer.path).n_words
         if words > args.vocab_size:
@@ -280,6 +272,46 @@ def import_huggingface(
         }
         write_json(checkpoint / PARAMS, params)
     return out
+
+
+def _open_huggingface(
+    folder: Path,
+) -> tuple[dict[str, Any], ModelArgs, list[Parameter], dict[str, SafetensorsFile]]:
+    """A local Llama: its config, as our args, its parameters and the file of each; ValueError where it is not ours."""
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}; download the model first, then name its folder; {what_is_there(folder)}")
+    config = read_json(folder / CONFIG)
+    try:
+        args = from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    parameters = list_parameters(args)
+    files = _open_safetensors(folder)
+    expected = {p.theirs: p.shape for p in parameters}
+    shapes = {name: file.shapes[name] for name, file in files.items()}
+    # Rotary tables, which old files carry; a tied output matrix.
+    allowed = {name for name in shapes if name.endswith("rotary_emb.inv_freq")}
+    allowed |= {"lm_head.weight"} if args.weight_tying else set()
+    _refuse_other_shapes(folder, expected, shapes, allowed)
+    return config, args, parameters, files
+
+
+def load_huggingface(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> Transformer:
+    """A local Hugging Face Llama as our model, in eval mode on `device`, without a copy on disk.
+
+    `dtype` is the compute type; None: fp32 on a CPU, bf16 elsewhere. ValueError as for `import_huggingface`.
+    """
+    _, args, parameters, files = _open_huggingface(Path(folder))
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    model = Transformer(args, compute_dtype=dtype)
+    weights = model.state_dict()
+    for p in parameters:
+        weight = files[p.theirs].read(p.theirs)
+        weights[p.ours].copy_(to_pairs(weight, p.rotated_heads) if p.rotated_heads else weight)
+    return model.to(device).eval()
 
 
 def _save_weights(

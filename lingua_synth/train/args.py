@@ -161,7 +161,9 @@ class EvaluationArgs:
     every: int = 0
     """Steps between evaluations on the way; 0: only after the last step."""
     max_tokens_per_domain: int | None = None
-    """Most tokens scored per domain; null scores all."""
+    """Budget of each domain: whole documents, in a fixed order, until so many tokens are reached; null scores all."""
+    domain_set: str = "custom"
+    """The domain set that `domains` are of, a preset or a .yaml file: results say which of it were there."""
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 from lingua_synth.config import dump_args, to_dict
 from lingua_synth.files import read_json, write_json
 from lingua_synth.model.checkpoint import list_checkpoints
+from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
-from lingua_synth.train.distributed import Ranks
 from lingua_synth.train.folder import CONFIG, IDENTITY, METRICS, RESULT
 
 # What may differ between two calls for one run: it changes no number of the result, or none beyond rounding. A run may
@@ -66,6 +66,7 @@ _FREE_KEYS = (
     "synth.async_checkpoint",
     "synth.deterministic",
     "synth.requeue",
+    "synth.evaluation.domain_set",
     "synth.strict_upstream",
     "synth.lingua_allow_unknown",
 )

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from lingua_synth.mixture import MixtureLoader, plan_report
 from lingua_synth.mixture.args import build_mixture
 from lingua_synth.model.checkpoint import list_checkpoints
+from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
 from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, tokens_per_step
-from lingua_synth.train.distributed import Ranks
 
 
 def open_shards(what: str, path: str) -> TokenSource:

@@ -26,16 +26,18 @@ import torch
 from tqdm import tqdm
 
 from lingua_synth.config import to_dict
-from lingua_synth.evaluate import DomainSums, evaluate_domains
+from lingua_synth.evaluate import DomainSums
+from lingua_synth.evaluate.scoring import Scores
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import MixtureLoader
 from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
 from lingua_synth.model.counts import count_parameters
+from lingua_synth.model.distributed import Ranks, data_parallel
 from lingua_synth.model.transformer import Transformer
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.branch import validate_branch
-from lingua_synth.train.distributed import Ranks, data_parallel
+from lingua_synth.train.evaluation import HeldOut, sums_of
 from lingua_synth.train.folder import METRICS, RESULT, VALIDATION_METRICS
 from lingua_synth.train.guard import Guard
 from lingua_synth.train.host_memory import keep_freed_memory
@@ -71,7 +73,7 @@ class _Run:
     writer: CheckpointWriter
     preemption: Preemption
     sources: Mapping[str, TokenSource]
-    domains: Mapping[str, TokenSource]
+    held_out: HeldOut
     logger: logging.Logger
     metrics: MetricsFile | None
     """Open on the main rank alone, as the next two."""
@@ -109,7 +111,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
     (naming the step and the positions of its sequences) or memory that does not suffice; OSError when something cannot
     be written; Preempted (a SystemExit) after SIGTERM or SIGUSR2, with a checkpoint of the last step.
     """
-    with data_parallel(args.synth.device, args.env) as ranks:
+    with data_parallel(args.synth.device, args.env, key="synth.device") as ranks:
         if ranks.device.type == "cpu":
             keep_freed_memory()
         sources = open_sources(args, ranks)
@@ -119,6 +121,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
+        held_out = HeldOut(args, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
             validate_branch(args, identity)
@@ -127,7 +130,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
                 return read_json(Path(args.dump_dir) / RESULT)
             with Preemption() as preemption, _numerics(args):
                 try:
-                    run = _prepare(args, sources, domains, ranks, preemption, sha256_json(identity))
+                    run = _prepare(args, sources, held_out, ranks, preemption, sha256_json(identity))
                     with contextlib.closing(run), _progress_bar(run, progress) as bar:
                         _take_steps(run, bar)
                         return _finish(run)
@@ -167,7 +170,7 @@ def _out_of_memory(args: TrainArgs, error: Exception) -> str:
 def _prepare(
     args: TrainArgs,
     sources: Mapping[str, TokenSource],
-    domains: Mapping[str, TokenSource],
+    held_out: HeldOut,
     ranks: Ranks,
     preemption: Preemption,
     identity_sha256: str,
@@ -230,10 +233,10 @@ def _prepare(
         ),
         preemption=preemption,
         sources=sources,
-        domains=domains,
+        held_out=held_out,
         logger=logger,
         metrics=MetricsFile(run_dir / METRICS, step) if is_main else None,
-        validation=MetricsFile(run_dir / VALIDATION_METRICS, step) if is_main and domains else None,
+        validation=MetricsFile(run_dir / VALIDATION_METRICS, step) if is_main and held_out else None,
         trackers=Trackers(args, identity_sha256, step) if is_main else None,
         step=step,
         elapsed_before_s=elapsed_before_s,
@@ -327,8 +330,8 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
             _save(run)
         if signal and run.step < args.steps:
             _leave(run, signal)
-        if run.domains and run.step < args.steps and _is_due(run.step, args.synth.evaluation.every):
-            _log_validation(run, _evaluate(run))
+        if run.held_out and run.step < args.steps and _is_due(run.step, args.synth.evaluation.every):
+            _log_validation(run, sums_of(_evaluate(run)))
             window.started = time.perf_counter()
     run.writer.close()
 
@@ -456,11 +459,8 @@ def _leave(run: _Run, signal: int) -> None:
     raise Preempted(signal, message)
 
 
-def _evaluate(run: _Run) -> dict[str, DomainSums]:
-    if not run.domains:
-        return {}
-    most = run.args.synth.evaluation.max_tokens_per_domain
-    return evaluate_domains(run.model, run.domains, seq_len=run.args.data.seq_len, max_tokens_per_domain=most)
+def _evaluate(run: _Run) -> Scores | None:
+    return run.held_out.score(run.model)
 
 
 def _log_validation(run: _Run, sums: Mapping[str, DomainSums]) -> None:
@@ -473,7 +473,8 @@ def _log_validation(run: _Run, sums: Mapping[str, DomainSums]) -> None:
 
 def _finish(run: _Run) -> dict[str, Any]:
     """Evaluate the last weights and write the run's row."""
-    sums = _evaluate(run)
+    scores = _evaluate(run)
+    sums = sums_of(scores)
     row = result_row(
         run.args,
         run.sources,
@@ -486,8 +487,9 @@ def _finish(run: _Run) -> dict[str, Any]:
         identity_sha256=run.identity_sha256,
     )
     if run.ranks.is_main:
-        if sums:
+        if scores is not None:
             _log_validation(run, sums)
+            run.held_out.write(scores, run.step)
         write_json(run.dir / RESULT, row)
     run.logger.info(f"finished after {run.elapsed_s:.1f} s of training")
     run.ranks.barrier()

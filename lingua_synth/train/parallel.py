@@ -19,9 +19,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lingua_synth.model.distributed import Ranks
 from lingua_synth.model.transformer import Transformer
 from lingua_synth.train.args import TrainArgs
-from lingua_synth.train.distributed import Ranks
 
 
 def shard_model(model: Transformer, args: TrainArgs, ranks: Ranks) -> None:

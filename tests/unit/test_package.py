@@ -65,6 +65,7 @@ def run(code):
         "lingua_synth.cli",
         "lingua_synth.study",
         "lingua_synth.model",
+        "lingua_synth.evaluate",
     ],
 )
 def test_importing_needs_no_heavy_library(module):

@@ -237,20 +237,6 @@ def test_a_checkpoint_loads_for_inference(train_args, tmp_path):
     assert read_json(tmp_path / "run" / "checkpoints" / f"{12:010d}" / "train_state_00000.json")["step"] == 12
 
 
-def test_the_verb_evaluate_finds_the_loss_the_run_reported(train_args, shards, tmp_path, capsys):
-    from lingua_synth.evaluate.command import main
-
-    row = train(train_args(), progress=False)
-    words = [f"checkpoint={tmp_path / 'run'}", "dtype=fp32", f"out={tmp_path / 'sums.json'}"]
-    assert main([*words, f"domains.near={shards['near']}", f"domains.far={shards['far']}"]) == 0
-    assert f"loss_macro {row['loss_macro']:.4f}" in capsys.readouterr().out
-    found = read_json(tmp_path / "sums.json")
-    assert found["summary"]["loss_macro"] == row["loss_macro"]
-    assert found["domains"]["near"]["nats"] / found["domains"]["near"]["tokens"] == row["loss_near"]
-    with pytest.raises(ValueError, match="seq_len 64 is longer than the model's context of 32"):
-        main([*words, f"domains.near={shards['near']}", "seq_len=64"])
-
-
 # --- mixtures that change ---
 
 RATIOS = {"natural": {"ratio": "1"}, "synthetic": {"ratio": "1"}}

@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from lingua_synth.config import dump_args
+from lingua_synth.model.distributed import leave_process_group
 from lingua_synth.train import loop, train
-from lingua_synth.train.distributed import leave_process_group
 from lingua_synth.train.metrics import read_metrics
 from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
 

@@ -36,17 +36,17 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def data_parallel(device: str, env: Mapping[str, str] | None = None) -> Iterator[Ranks]:
+def data_parallel(device: str, env: Mapping[str, str] | None = None, *, key: str = "device") -> Iterator[Ranks]:
     """Join the process group that torchrun describes, or stand alone; leaves the group at the end.
 
-    `device`: cpu, cuda or auto; `env` is set before the ranks meet. Raises ValueError for cuda without a GPU, or more
-    ranks than GPUs on this machine.
+    `device`: cpu, cuda or auto, by the config's name for it, `key`; `env` is set before the ranks meet. Raises
+    ValueError for cuda without a GPU, or more ranks than GPUs on this machine.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"synth.device is auto, cpu or cuda; got {device!r}")
+        raise ValueError(f"{key} is auto, cpu or cuda; got {device!r}")
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
-        raise ValueError("synth.device=cuda, but PyTorch sees no GPU here; use synth.device=auto or cpu")
+        raise ValueError(f"{key}=cuda, but PyTorch sees no GPU here; use {key}=auto or cpu")
     os.environ.update(env or {})
     kind = "cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu"
     size, rank, local_rank = (int(os.environ.get(k, d)) for k, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
