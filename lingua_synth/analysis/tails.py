@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lingua_synth.analysis.coverage import expected_types, subsample
 from lingua_synth.analysis.verdicts import LEVEL, MANY, CollapseTest, Estimate, Question
 
 TAIL_SHARE = 0.05
@@ -43,8 +44,8 @@ class EvaluatedRun:
     seed: float = math.nan
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "counts", _checked(self.counts, "counts"))
-        object.__setattr__(self, "nats", _checked(self.nats, "nats"))
+        object.__setattr__(self, "counts", checked_counts(self.counts, "counts"))
+        object.__setattr__(self, "nats", checked_counts(self.nats, "nats"))
         if len(self.counts) != len(self.nats):
             raise ValueError(f"counts and nats stand for the same types; got {len(self.counts)} and {len(self.nats)}")
         if not self.counts.any():
@@ -87,7 +88,7 @@ def tail_of(reference: ArrayLike, evaluated: ArrayLike, share: float = TAIL_SHAR
     Types that the reference lacks come first; of equally rare ones the lower id. The share is not passed, unless the
     rarest type alone passes it. ValueError for a share outside (0, 1), arrays of unequal length, nothing evaluated.
     """
-    reference, evaluated = _checked(reference, "reference"), _checked(evaluated, "evaluated")
+    reference, evaluated = checked_counts(reference, "reference"), checked_counts(evaluated, "evaluated")
     if not 0 < share < 1:
         raise ValueError(f"the tail is a share of the evaluated tokens between 0 and 1; got {share}")
     if len(reference) != len(evaluated):
@@ -250,29 +251,6 @@ def _clumping(corpus: CorpusCounts) -> float:
     return float(corpus.counts.sum()) / corpus.num_documents if corpus.num_documents else 1.0
 
 
-def expected_types(counts: ArrayLike, num_tokens: int) -> float:
-    """Expected number of types in `num_tokens` tokens drawn from the corpus without replacement.
-
-    Sum over types of 1 - C(n - c, m) / C(n, m) (Hurlbert 1971). ValueError for more tokens than the corpus has.
-    """
-    from scipy.special import gammaln
-
-    present = _checked(counts, "counts")
-    present = present[present > 0].astype(float)
-    total = float(present.sum())
-    if not 1 <= num_tokens <= total:
-        raise ValueError(f"{num_tokens:,} tokens cannot be drawn from a corpus of {total:,.0f}")
-    left = total - num_tokens
-    with np.errstate(invalid="ignore"):
-        absent = np.exp(
-            gammaln(total - present + 1)
-            - gammaln(total - present - num_tokens + 1)
-            - gammaln(total + 1)
-            + gammaln(left + 1)
-        )
-    return float((1 - np.where(present > left, 0.0, absent)).sum())
-
-
 def _paired(ours: Sequence[EvaluatedRun], theirs: Sequence[EvaluatedRun]) -> list[tuple[EvaluatedRun, EvaluatedRun]]:
     by_key = {one.key: one for one in theirs}
     if len(by_key) < len(theirs) or len({one.key for one in ours}) < len(ours):
@@ -309,7 +287,8 @@ def _pairs(num: int) -> str:
     return f"{num} pair{'s' if num != 1 else ''} of checkpoints"
 
 
-def _checked(values: ArrayLike, what: str) -> np.ndarray:
+def checked_counts(values: ArrayLike, what: str) -> np.ndarray:
+    """`values` as an array with one number, 0 or more, a token type; ValueError otherwise, naming `what`."""
     array = np.asarray(values)
     if array.ndim != 1 or array.dtype.kind not in "iuf" or not array.size:
         raise ValueError(f"{what} is one number a token type; got {array.dtype} of shape {array.shape}")
