@@ -6,6 +6,15 @@ distances({"web": web.counts, "hq": hq.counts})          # at equal numbers of t
 """
 
 from lingua_synth.analysis.collapse import CollapseReport, Margins, collapse_tests
+from lingua_synth.analysis.correlation import (
+    Correlation,
+    LossDistance,
+    compare_losses,
+    loss_distance,
+    mixture_distances,
+    pearson,
+    spearman,
+)
 from lingua_synth.analysis.counts import UnigramCounts, count_unigrams, validate_same_vocabulary
 from lingua_synth.analysis.coverage import (
     expected_coverage,
@@ -26,7 +35,15 @@ from lingua_synth.analysis.distances import (
     smoothed,
 )
 from lingua_synth.analysis.lengths import LengthDistribution, document_lengths
-from lingua_synth.analysis.tails import EvaluatedRun
+from lingua_synth.analysis.losses import (
+    LossTable,
+    RollingLoss,
+    TypeDifferences,
+    loss_differences,
+    loss_table,
+    rolling_loss,
+)
+from lingua_synth.analysis.tails import EvaluatedRun, tail_of
 from lingua_synth.analysis.tokens_table import TokenLogOdds, TokenRow, extreme_tokens, readable_token, token_log_odds
 from lingua_synth.analysis.verdicts import CollapseTest
 from lingua_synth.analysis.zipf import RankFrequency, ZipfFit, fit_zipf, rank_frequency
@@ -34,17 +51,23 @@ from lingua_synth.analysis.zipf import RankFrequency, ZipfFit, fit_zipf, rank_fr
 __all__ = [
     "CollapseReport",
     "CollapseTest",
+    "Correlation",
     "Distance",
     "EvaluatedRun",
     "LengthDistribution",
+    "LossDistance",
+    "LossTable",
     "Margins",
     "MixtureCurve",
     "RankFrequency",
+    "RollingLoss",
     "TokenLogOdds",
     "TokenRow",
+    "TypeDifferences",
     "UnigramCounts",
     "ZipfFit",
     "collapse_tests",
+    "compare_losses",
     "count_unigrams",
     "distances",
     "document_lengths",
@@ -55,13 +78,21 @@ __all__ = [
     "fit_zipf",
     "js_divergence",
     "kl_divergence",
+    "loss_differences",
+    "loss_distance",
+    "loss_table",
     "mixture_curve",
+    "mixture_distances",
     "nearest_mixture",
+    "pearson",
     "rank_frequency",
     "readable_token",
+    "rolling_loss",
     "smoothed",
+    "spearman",
     "subsample",
     "tail_mass",
+    "tail_of",
     "tail_types",
     "token_log_odds",
     "validate_same_vocabulary",

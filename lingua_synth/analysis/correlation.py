@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lingua_synth.analysis.coverage import match_size
+from lingua_synth.analysis.distances import SMOOTHING, kl_divergence, smoothed, validate_one_vocabulary
 from lingua_synth.analysis.verdicts import LEVEL, MANY, REJECTED, SUPPORTED, UNDECIDED
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
@@ -118,8 +120,8 @@ def loss_distance(
     """Losses of the mixtures in `distances`, over the cells (size, budget) in which all of them were trained.
 
     Seeds of a mixture are averaged in each cell. Losses scatter by what is left beside one effect per mixture and
-    one per cell, or by `noise`, the standard deviation of ln loss of one run. ValueError for fewer than two mixtures, one that
-    the table lacks, a distance that is no finite number, and no cell that holds all of them.
+    one per cell, or by `noise`, the standard deviation of ln loss of one run. ValueError for fewer than two mixtures,
+    one that the table lacks, a distance that is no finite number, and no cell that holds all of them.
     """
     if len(distances) < 2:
         raise ValueError(f"a correlation takes two mixtures or more; got distances of {list(distances)}")
@@ -140,6 +142,36 @@ def loss_distance(
         raise ValueError(f"no size and budget at which all of {', '.join(distances)} were trained")
     table = np.array([[math.fsum(found[name]) / len(found[name]) for found in whole] for name in distances])
     return compare_losses(list(distances), table, list(distances.values()), noise=noise, level=level)
+
+
+def mixture_distances(
+    shares: Mapping[str, Mapping[str, float]],
+    sources: Mapping[str, ArrayLike],
+    test: ArrayLike,
+    *,
+    num_tokens: int | None = None,
+    smoothing: float = SMOOTHING,
+) -> dict[str, float]:
+    """KL(test || mixture) of token frequencies for mixtures of sources, in nats per token; inf where one is.
+
+    `shares`: mixture -> source -> share of its tokens; `sources` and `test`: token counts over one vocabulary. Every
+    mixture is of `num_tokens` tokens (default: as many as the smallest source has) when `smoothing` occurrences are
+    added to each type. A mixture that holds a source without counts is left out. ValueError when none is left, and for
+    two vocabularies.
+    """
+    counts = validate_one_vocabulary({**sources, "the test corpus": test})
+    goal = smoothed(counts.pop("the test corpus"), smoothing)
+    size = num_tokens if num_tokens is not None else match_size([int(one.sum()) for one in counts.values()])
+    frequencies = {name: smoothed(one, 0.0) for name, one in counts.items()}
+    found = {}
+    for mixture, parts in shares.items():
+        held = {source: share for source, share in parts.items() if share > 0}
+        if held and set(held) <= set(frequencies):
+            mixed = sum((share * frequencies[source] for source, share in held.items()), np.zeros(len(goal)))
+            found[mixture] = kl_divergence(goal, smoothed(size * mixed / sum(held.values()), smoothing))
+    if not found:
+        raise ValueError(f"no mixture is made of {', '.join(sources)} alone; count the other sources too")
+    return found
 
 
 def compare_losses(

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lingua_synth.analysis.coverage import expected_types, subsample
+from lingua_synth.analysis.coverage import expected_types, subsample, tail_types
 from lingua_synth.analysis.verdicts import LEVEL, MANY, CollapseTest, Estimate, Question
 
 TAIL_SHARE = 0.05
@@ -229,12 +229,8 @@ def _lost_types(corpus: CorpusCounts, of_natural: CorpusCounts) -> tuple[Estimat
 def _lost_mass(corpus: CorpusCounts, of_natural: CorpusCounts, share: float, seed: int) -> tuple[Estimate, str]:
     matched = int(min(corpus.counts.sum(), of_natural.counts.sum()))
     rng = np.random.default_rng((seed, 7))
-    ours, theirs = (
-        one.counts if int(one.counts.sum()) == matched else rng.binomial(one.counts, matched / int(one.counts.sum()))
-        for one in (corpus, of_natural)
-    )
-    together = ours + theirs
-    rare = tail_of(together, together, share).mask
+    ours, theirs = (subsample(one.counts, matched, rng) for one in (corpus, of_natural))
+    rare = tail_types(ours + theirs, 1 - share)
     num, of_base = int(ours[rare].sum()), int(theirs[rare].sum())
     mass, base_mass = num / int(ours.sum()), of_base / int(theirs.sum())
     where = f"{100 * mass:.3g} against {100 * base_mass:.3g} % of the tokens"

@@ -8,7 +8,14 @@ import pytest
 from collapse_doubles import table
 from scipy.stats import pearsonr, spearmanr
 
-from lingua_synth.analysis.correlation import compare_losses, loss_distance, pearson, rank_interval, spearman
+from lingua_synth.analysis.correlation import (
+    compare_losses,
+    loss_distance,
+    mixture_distances,
+    pearson,
+    rank_interval,
+    spearman,
+)
 from lingua_synth.analysis.losses import loss_differences, loss_table, rolling_loss
 
 # --- rolling losses ---
@@ -204,6 +211,20 @@ def test_false_verdicts_about_the_nearest_are_rare():
     ]
     assert verdicts.count("rejected") <= 0.045 * 600
     assert verdicts.count("supported") <= 0.025 * 600
+
+
+def test_distances_of_mixtures_are_those_of_their_frequencies():
+    test, cc, hq = [60, 30, 10], [500, 400, 100], [700, 300, 0]
+    shares = {"cc": {"cc": 1.0, "hq": 0.0}, "half": {"cc": 0.5, "hq": 0.5}, "qa": {"qa": 1.0}}
+    found = mixture_distances(shares, {"cc": cc, "hq": hq}, test, smoothing=0.5)
+    assert list(found) == ["cc", "half"]  # nobody counted qa
+    p = (np.array(test) + 0.5) / 101.5
+    q = (np.array([600, 350, 50]) + 0.5) / 1001.5
+    assert found["half"] == pytest.approx(float(p @ np.log(p / q)))
+    without = mixture_distances({"hq": {"hq": 1.0}}, {"hq": hq}, test, smoothing=0.0)
+    assert math.isinf(without["hq"])
+    with pytest.raises(ValueError, match="no mixture is made of hq alone"):
+        mixture_distances({"qa": {"qa": 1.0}}, {"hq": hq}, test)
 
 
 def test_distances_must_fit_the_table():
