@@ -43,6 +43,8 @@ from lingua_synth.analysis.losses import (
     loss_table,
     rolling_loss,
 )
+from lingua_synth.analysis.overlap import EvaluationTokens, Overlap
+from lingua_synth.analysis.repetition import Copies, Repetition, document_copies, repeated_ngrams
 from lingua_synth.analysis.tails import EvaluatedRun, tail_of
 from lingua_synth.analysis.tokens_table import TokenLogOdds, TokenRow, extreme_tokens, readable_token, token_log_odds
 from lingua_synth.analysis.verdicts import CollapseTest
@@ -51,15 +53,19 @@ from lingua_synth.analysis.zipf import RankFrequency, ZipfFit, fit_zipf, rank_fr
 __all__ = [
     "CollapseReport",
     "CollapseTest",
+    "Copies",
     "Correlation",
     "Distance",
     "EvaluatedRun",
+    "EvaluationTokens",
     "LengthDistribution",
     "LossDistance",
     "LossTable",
     "Margins",
     "MixtureCurve",
+    "Overlap",
     "RankFrequency",
+    "Repetition",
     "RollingLoss",
     "TokenLogOdds",
     "TokenRow",
@@ -70,6 +76,7 @@ __all__ = [
     "compare_losses",
     "count_unigrams",
     "distances",
+    "document_copies",
     "document_lengths",
     "expected_coverage",
     "expected_singletons",
@@ -87,6 +94,7 @@ __all__ = [
     "pearson",
     "rank_frequency",
     "readable_token",
+    "repeated_ngrams",
     "rolling_loss",
     "smoothed",
     "spearman",

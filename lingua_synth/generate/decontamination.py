@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lingua_synth.documents import Document
-from lingua_synth.generate.ngrams import hash_ngrams, split_tokens
+from lingua_synth.documents.ngrams import NgramIndex, hash_ngrams, split_tokens
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Overlap:
 class EvaluationIndex:
     """N-grams of evaluation texts, to hold other texts against.
 
-    Every overlap that it reports is one, word by word (without case and punctuation); an overlap is missed only if two
-    n-grams of the evaluation texts share a 64-bit hash. Evaluation texts of fewer than `ngram_words` words cannot be
-    found and are counted in `num_too_short`. Memory: the evaluation texts as words, and 20 bytes an n-gram.
+    Every overlap that it reports is one, word by word (without case and punctuation); an overlap is missed only if
+    two n-grams of the evaluation texts share a 64-bit hash. Evaluation texts of fewer than `ngram_words` words cannot
+    be found and are counted in `num_too_short`. Memory: the evaluation texts as words, 28 bytes an n-gram, and up to
+    128 MiB.
 
     Raises ValueError for `ngram_words` below 1 and where no text has so many words.
     """
@@ -67,15 +68,14 @@ class EvaluationIndex:
                 f"none of the {self.num_documents:,} evaluation texts has {ngram_words} words; nothing could be found "
                 "in them. Lower ngram_words"
             )
-        # Of equal n-grams the first stands for all.
-        self._hashes, first = np.unique(np.concatenate(hashes), return_index=True)
-        self._owners = np.concatenate(owners)[first]
-        self._places = np.concatenate(places)[first]
+        self._index = NgramIndex(np.concatenate(hashes))
+        self._owners = np.concatenate(owners)[self._index.first]
+        self._places = np.concatenate(places)[self._index.first]
 
     @property
     def num_ngrams(self) -> int:
         """Different n-grams of all texts."""
-        return len(self._hashes)
+        return len(self._index)
 
     def overlap(self, document: Document) -> Overlap | None:
         """What `document` shares with the evaluation texts; None: nothing."""
@@ -84,12 +84,9 @@ class EvaluationIndex:
         hashes = hash_ngrams(words, size)
         if not len(hashes):
             return None
-        at = np.searchsorted(self._hashes, hashes)
-        at[at == len(self._hashes)] = 0
-        (hits,) = np.nonzero(self._hashes[at] == hashes)
         shared = []
-        for first in hits:
-            owner, place = self._owners[at[first]], self._places[at[first]]
+        for first, entry in zip(*self._index.find(hashes), strict=True):
+            owner, place = self._owners[entry], self._places[entry]
             if self._words[owner][place : place + size] == words[first : first + size]:
                 shared.append((first, owner))
         if not shared:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lingua_synth.config import needs_extra
 from lingua_synth.documents import Document
-from lingua_synth.generate.ngrams import hash_ngrams, split_tokens
+from lingua_synth.documents.ngrams import hash_ngrams, split_tokens
 
 
 @dataclass(frozen=True)

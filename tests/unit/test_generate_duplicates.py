@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lingua_synth.documents import Document
+from lingua_synth.documents.ngrams import hash_ngrams, split_tokens
 from lingua_synth.generate.decontamination import EvaluationIndex, find_overlaps
 from lingua_synth.generate.near_duplicates import NearDuplicates, find_near_duplicates
-from lingua_synth.generate.ngrams import hash_ngrams, split_tokens
 
 VOCABULARY = [f"w{i}" for i in range(3000)]
 
