@@ -37,6 +37,7 @@ from lingua_synth.scaling.intervals import (
     reml_intervals,
     wald_intervals,
 )
+from lingua_synth.scaling.kinds import Kind, kinds_of
 from lingua_synth.scaling.laws import (
     CrossedLaw,
     DataLaw,
@@ -58,11 +59,15 @@ from lingua_synth.scaling.pooled import MixtureFits, PooledFit, fit_mixtures
 from lingua_synth.scaling.prediction import PredictionInterval, prediction_interval, rolling_errors
 from lingua_synth.scaling.ranking import PairDifference, Ranking
 from lingua_synth.scaling.ratio import BestRatio, CellRatio, best_ratio, best_ratio_in_cell
+from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
+from lingua_synth.scaling.recommendation import Option, Recommendation, recommend
 from lingua_synth.scaling.repeats import RepeatValue, value_of_repeats
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.simulate import simulate_study
+from lingua_synth.scaling.stored import read_fits, write_fits
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
+from lingua_synth.scaling.ties import RatioTies, RunNoise, ratio_ties, run_noise, tie_set
 from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstrap, paired_bootstrap
 from lingua_synth.scaling.validation import Holdout, holdout
 
@@ -91,6 +96,7 @@ __all__ = [
     "IsoLoss",
     "JointLaw",
     "KaplanLaw",
+    "Kind",
     "Law",
     "LawChoice",
     "LogQuadraticLaw",
@@ -102,6 +108,7 @@ __all__ = [
     "ModelLaw",
     "NextRuns",
     "OffsetKaplanLaw",
+    "Option",
     "OverfitLaw",
     "PairDifference",
     "PairedBootstrap",
@@ -110,10 +117,14 @@ __all__ = [
     "PowerLaw",
     "PredictionInterval",
     "Ranking",
+    "RatioFit",
+    "RatioTies",
+    "Recommendation",
     "RectifiedLaw",
     "RectifiedModelLaw",
     "RepeatValue",
     "RepetitionLaw",
+    "RunNoise",
     "Runs",
     "ScalingFit",
     "Score",
@@ -137,11 +148,13 @@ __all__ = [
     "fit",
     "fit_ensemble",
     "fit_mixtures",
+    "fit_ratios",
     "fit_study",
     "holdout",
     "influence",
     "intervals",
     "iso_loss",
+    "kinds_of",
     "load_runs",
     "next_runs",
     "paired_bootstrap",
@@ -149,13 +162,19 @@ __all__ = [
     "prediction_interval",
     "preset_flops",
     "profile_intervals",
+    "ratio_ties",
+    "read_fits",
+    "recommend",
     "reml_intervals",
     "rolling_errors",
+    "run_noise",
     "simulate_coverage",
     "simulate_paired_coverage",
     "simulate_study",
     "speedup",
+    "tie_set",
     "value_of_repeats",
     "wald_intervals",
+    "write_fits",
     "write_runs",
 ]

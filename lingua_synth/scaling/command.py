@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lingua_synth.config import parse_args
-from lingua_synth.files import atomic_file, write_json
+from lingua_synth.files import atomic_file
 from lingua_synth.scaling.choice import LawChoice, choose_law
 from lingua_synth.scaling.cleaning import Cleaned, clean
 from lingua_synth.scaling.laws import Law
 from lingua_synth.scaling.runs import Runs, load_runs
+from lingua_synth.scaling.stored import FITS_JSON, write_fits
 from lingua_synth.scaling.study import StudyFits, fit_study
 
-FITS_JSON = "fits.json"
 FITS_CSV = "fits.csv"
 FIGURES = "figures"
 
@@ -58,7 +58,8 @@ class FitArgs(TableArgs):
     """Fit scaling laws to a runs table: per mixture over budgets, over sizes, and over both."""
 
     out: str = ""
-    """Folder for fits.json (full precision), fits.csv (one row a parameter) and figures/; made when absent."""
+    """Folder for fits.json (full precision), resamples.npz, fits.csv (one row a parameter) and figures/; made when
+    absent."""
     law: str = "joint"
     """Law in both N and D: joint, interaction, or another law's name."""
     by: str = "mixture"
@@ -106,10 +107,10 @@ def main(argv: Sequence[str]) -> int | None:
     written_choices = {
         mixture: {"refusal": one} if isinstance(one, str) else one.to_dict() for mixture, one in chosen.items()
     }
-    write_json(
-        out / FITS_JSON,
-        fits.to_dict()
-        | {"cleaning": cleaned.to_dict() if cleaned is not None else None, "law_choice": written_choices or None},
+    write_fits(
+        fits,
+        out,
+        {"cleaning": cleaned.to_dict() if cleaned is not None else None, "law_choice": written_choices or None},
     )
     write_fits_csv(fits, out / FITS_CSV)
     for line in cleaning_lines(runs, cleaned):

@@ -90,7 +90,8 @@ class MixtureFits:
     num_shared: int
     """Cells that every mixture has."""
     warnings: list[str]
-    _pool: _Pool = field(repr=False)
+    _pool: _Pool | None = field(repr=False)
+    """None when read from a file: then its resamples are read beside it, and no new ones can be drawn."""
 
     @property
     def params(self) -> dict[str, dict[str, float]]:
@@ -120,6 +121,8 @@ class MixtureFits:
         """
         if n < 2:
             raise ValueError(f"n is a number of resamples, at least 2; got {n}")
+        if self._pool is None:
+            raise ValueError("these fits were read from a file and cannot be resampled; fit the runs again")
         counts = self._pool.draw(n, seed, unit, self.paired)
         params = self._pool.refit(counts, self, seed)
         members = {}

@@ -22,7 +22,7 @@ from lingua_synth.scaling.pooled import MixtureFits, fit_mixtures
 from lingua_synth.scaling.ranking import Ranking
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.runs import Runs
-from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
+from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstrap
 
 LEVEL = 0.95
 SHARES = ("partial", "exponents", "none", "")
@@ -100,6 +100,8 @@ class StudyFits:
     ranking: Ranking | None = None
     """Mixtures by the constant of `pooled`, with ties; None where the runs do not determine every law."""
     not_pooled: str | None = None
+    drawn: PairedBootstrap | None = None
+    """Resamples of `pooled`, the same cells for all mixtures: behind `ranking`, speed-ups and crossings."""
 
     def entries(self) -> Iterator[tuple[Law, str, str | None, float | None, MixtureFit]]:
         """(law, mixture, size or None, tokens or None, entry) of every fit: joint, then data, then model laws."""
@@ -308,7 +310,7 @@ def fit_study(
     except ValueError as error:
         return dataclasses.replace(fits, not_pooled=str(error))
     ranked = together.rank(drawn) if drawn is not None and law_of_both.constant else None
-    return dataclasses.replace(fits, pooled=together, ranking=ranked)
+    return dataclasses.replace(fits, pooled=together, ranking=ranked, drawn=drawn)
 
 
 def _share_cells(mixtures: np.ndarray, N: np.ndarray, D: np.ndarray) -> bool:

@@ -175,7 +175,7 @@ def test_fit_writes_full_precision_and_prints_the_table(tmp_path, capsys):
     assert float(first["value"]) == expected.joint["natural"].fit.params["E"]
     assert (float(first["low"]), float(first["high"])) == expected.joint["natural"].interval("E")
     assert abs(float(first["value"]) - truth["natural"]["E"]) < 0.1
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figures", "fits.csv", "fits.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["figures", "fits.csv", "fits.json", "resamples.npz"]
 
 
 def test_fit_reads_tables_of_other_origin(tmp_path, capsys):
