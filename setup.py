@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "lingua_synth" / "__init__.py").read_text()).group(1)
 
 CORE = ["numpy>=1.26", "scipy>=1.11", "pyarrow>=15", "omegaconf>=2.3", "pyyaml>=6", "tqdm>=4.66"]
-TRAIN = ["torch>=2.9", "tiktoken>=0.7", "sentencepiece>=0.2"]
+# jinja2 renders chat templates; torch brings it.
+TRAIN = ["torch>=2.9", "tiktoken>=0.7", "sentencepiece>=0.2", "jinja2>=3.1"]
 REPORT = ["matplotlib>=3.8"]
 GENERATE = ["aiohttp>=3.9"]
 EXTRAS = {

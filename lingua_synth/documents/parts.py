@@ -2,7 +2,8 @@
 
 A part is a whole file, a stretch of bytes of an uncompressed .jsonl (the lines that begin in it), or a stretch of row
 groups of a .parquet. The parts of a file hold each of its lines once, in order. What a line means is the rule of
-`read_documents`; only `meta` is left where it is, and of parquet the other columns are not even read.
+`read_documents`; only `meta` is left where it is, and of parquet the other columns are not even
+read. Files of conversations are read in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import IO
 
+from lingua_synth.documents.conversations import CONVERSATION_KEYS, parse_conversation_line, parse_conversation_row
 from lingua_synth.documents.locations import is_url, open_file
 from lingua_synth.documents.reading import (
     PARQUET_BATCH_ROWS,
@@ -48,7 +50,7 @@ class FilePart:
         return self.start == 0 and self.stop is None
 
 
-def cut_file(file: str, size: int, max_bytes: int) -> list[FilePart]:
+def cut_file(file: str, size: int, max_bytes: int, *, conversations: bool = False) -> list[FilePart]:
     """The parts of a file of `size` bytes: nearly equal stretches of at most about `max_bytes`, where it can be cut.
 
     Compressed files, files behind a URL and single row groups cannot; they are one part whatever their size. Only a
@@ -58,7 +60,7 @@ def cut_file(file: str, size: int, max_bytes: int) -> list[FilePart]:
     if count <= 1 or is_url(file) or not file.endswith((".jsonl", ".parquet")):
         return [FilePart(file, size)]
     if file.endswith(".parquet"):
-        with open_parquet(file) as table:
+        with open_parquet(file, CONVERSATION_KEYS if conversations else TEXT_KEYS) as table:
             group_bytes = [table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)]
         return _parquet_parts(file, size, group_bytes, count)
     cuts = [size * i // count for i in range(count + 1)]
@@ -116,10 +118,14 @@ class TextBatch:
 
 
 class TextReader:
-    """One part, in batches. Raises ValueError, naming the file, when it is damaged."""
+    """One part, in batches. Raises ValueError, naming the file, when it is damaged.
 
-    def __init__(self, part: FilePart) -> None:
+    With `conversations` the text of a line is its messages, as `conversation_utf8` gives them.
+    """
+
+    def __init__(self, part: FilePart, *, conversations: bool = False) -> None:
         self.part = part
+        self._conversations = conversations
         self.num_lines = 0
         """Lines read so far, bad ones included."""
         self._raw: IO[bytes] | None = None
@@ -140,6 +146,7 @@ class TextReader:
 
     def _lines(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
         start, stop = self.part.start, self.part.stop
+        parse = parse_conversation_line if self._conversations else parse_id_and_utf8
         with _open_buffered(self.part.file) as raw:
             place = 0
             if start:
@@ -159,7 +166,7 @@ class TextReader:
                     if place == 0:
                         line = line.removeprefix(b"\xef\xbb\xbf")
                     try:
-                        identity, text = parse_id_and_utf8(line)
+                        identity, text = parse(line)
                     except BadLine as bad:
                         batch.bad.append((self.num_lines + num_lines, str(bad)))
                     else:
@@ -181,13 +188,17 @@ class TextReader:
                 yield batch
 
     def _rows(self, max_lines: int, max_bytes: int) -> Iterator[TextBatch]:
-        with open_parquet(self.part.file) as table:
+        keys, parse = TEXT_KEYS, row_id_and_utf8
+        if self._conversations:
+            keys, parse = CONVERSATION_KEYS, parse_conversation_row
+        with open_parquet(self.part.file, keys) as table:
             metadata = table.metadata
             groups = range(self.part.start, metadata.num_row_groups if self.part.stop is None else self.part.stop)
             first = sum(metadata.row_group(i).num_rows for i in range(self.part.start))
             num_rows = sum(metadata.row_group(i).num_rows for i in groups)
-            text_key = next(key for key in TEXT_KEYS if key in table.schema_arrow.names)
-            columns = [text_key] + ["id"] * ("id" in table.schema_arrow.names)
+            names = table.schema_arrow.names
+            columns = [key for key in keys if key in names]
+            columns = (columns if self._conversations else columns[:1]) + ["id"] * ("id" in names)
             if not num_rows:
                 return
             batch = TextBatch()
@@ -197,7 +208,7 @@ class TextReader:
                     self.num_lines += 1
                     num_lines += 1
                     try:
-                        identity, text = row_id_and_utf8(row)
+                        identity, text = parse(row)
                     except BadLine as bad:
                         batch.bad.append((self.num_lines, str(bad)))
                     else:

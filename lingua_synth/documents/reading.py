@@ -156,7 +156,7 @@ def _zstandard(file: str | Path) -> Any:
 
 
 def _parse_line(line: bytes) -> Document:
-    return _document(_decode_line(line))
+    return _document(decode_line(line))
 
 
 def parse_id_and_utf8(line: bytes) -> tuple[str, bytes]:
@@ -173,12 +173,13 @@ def parse_id_and_utf8(line: bytes) -> tuple[str, bytes]:
     except (BadLine, TypeError, KeyError, AttributeError, UnicodeEncodeError):
         is_plain = False
     if not (is_plain and data):
-        identity, text = _take_id_and_text(_decode_line(line))
+        identity, text = _take_id_and_text(decode_line(line))
         return identity, text.encode("utf-8")
     return identity or utf8_document_id(data), data
 
 
-def _decode_line(line: bytes) -> dict[str, Any]:
+def decode_line(line: bytes) -> dict[str, Any]:
+    """The object in one line of JSON; BadLine: why there is none."""
     if not line or line.isspace():
         raise BadLine("blank line")
     value = _load_json(line)
@@ -273,8 +274,9 @@ def _parquet_rows(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def open_parquet(file: str) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile` with a column of texts; damage found while it is read is a ValueError too."""
+def open_parquet(file: str, keys: Sequence[str] = TEXT_KEYS) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` with one of the columns `keys`, by default a column of texts; damage found while
+    it is read is a ValueError too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -282,10 +284,12 @@ def open_parquet(file: str) -> Iterator[Any]:
         try:
             table = pq.ParquetFile(raw)
             names = table.schema_arrow.names
-            key = next((key for key in TEXT_KEYS if key in names), None)
+            key = next((key for key in keys if key in names), None)
             if key is None:
-                raise ValueError(f"{file} has no column text or content; its columns are {', '.join(names)}")
-            _refuse_other_type(file, key, table.schema_arrow.field(key).type)
+                asked = " or ".join(keys) if len(keys) < 4 else f"{', '.join(keys[:3])} ..."
+                raise ValueError(f"{file} has no column {asked}; its columns are {', '.join(names)}")
+            if keys == TEXT_KEYS:
+                _refuse_other_type(file, key, table.schema_arrow.field(key).type)
             yield table
         except (pa.ArrowException, OSError) as error:
             if getattr(error, "errno", None) is not None:
@@ -326,18 +330,19 @@ def _cell_or_error(cell: Any) -> Any:
 
 def row_id_and_utf8(row: dict[str, Any]) -> tuple[str, bytes]:
     """`parse_id_and_utf8` for one row of parquet."""
-    _refuse_undecoded(row)
+    refuse_undecoded(row)
     identity, text = _take_id_and_text(row)
     return identity, text.encode("utf-8")
 
 
-def _refuse_undecoded(row: dict[str, Any]) -> None:
+def refuse_undecoded(row: dict[str, Any]) -> None:
+    """BadLine for a row of parquet with a cell that is not UTF-8."""
     if any(isinstance(value, UnicodeDecodeError) for value in row.values()):
         raise BadLine("not UTF-8")
 
 
 def _parse_row(row: dict[str, Any]) -> Document:
-    _refuse_undecoded(row)
+    refuse_undecoded(row)
     text_keys = (*TEXT_KEYS, "id")
     return _document(
         {k: v if k in text_keys else _as_json(v) for k, v in row.items() if k in text_keys or v is not None}

@@ -14,9 +14,9 @@ class DomainSums:
     nats: float
     """Summed negative log-likelihood of the scored tokens."""
     tokens: int
-    """Scored tokens: every token of the text; BOS and EOS are not scored."""
+    """Scored tokens: every token of the text, BOS and EOS not; of conversations the answers', and what ends them."""
     bytes: int
-    """UTF-8 bytes of the scored documents' text."""
+    """UTF-8 bytes of the scored documents' text; of conversations, of their answers."""
     documents: int
     """Documents scored."""
 

@@ -4,6 +4,10 @@
 every model, whatever the order, number or shuffling of the shards. `pack` sorts all windows by length and fills
 batches of equal work, across domains, so that hardly anything is padding. Both depend on nothing but the data and the
 settings: every rank does the same and takes its batches by number.
+
+Of conversations (shards that say which tokens are scored, `is_masked`) the answers alone count, each behind what its
+document says before it, with the token that ends it. A budget is then one of scored tokens, and windows that hold none
+are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +41,14 @@ class DocumentSource(Protocol):
     def document_id(self, i: int) -> str: ...
 
 
+class MaskedSource(DocumentSource, Protocol):
+    """Token shards of conversations."""
+
+    @property
+    def document_num_scored(self) -> npt.NDArray[np.int64]: ...
+    def document_scored(self, i: int) -> npt.NDArray[np.bool_]: ...
+
+
 @dataclass(frozen=True)
 class DomainTexts:
     """The documents of one domain that are scored, in the order of its shards."""
@@ -46,11 +58,11 @@ class DomainTexts:
     num_tokens: npt.NDArray[np.int64]
     """Tokens of its text."""
     num_bytes: npt.NDArray[np.int64]
-    """UTF-8 bytes of its text."""
+    """UTF-8 bytes of its text, of a conversation those of its answers."""
     tokens_available: int
-    """Tokens of text of the whole domain."""
+    """Tokens of text of the whole domain, of conversations those of answers."""
     documents_available: int
-    """Documents of the whole domain that have a token of text."""
+    """Documents of the whole domain that have such a token."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Texts:
     starts: npt.NDArray[np.int64]
     num_words: int
     """Entries of the vocabulary."""
+    scored: npt.NDArray[np.bool_] | None = None
+    """Which of `tokens` count when they are asked for, where a domain holds conversations; None: all texts."""
 
     @cached_property
     def num_tokens(self) -> npt.NDArray[np.int64]:
@@ -106,20 +120,35 @@ def read_texts(sources: Mapping[str, DocumentSource], max_tokens_per_domain: int
     tokenizer = next(iter(tokenizers.values()))
     context = context_token(tokenizer)
     domains, parts, lengths = {}, [], []
+    masks: list[npt.NDArray[np.bool_]] = []
+    any_masked = any(map(_is_masked, sources.values()))
     for name, source in sources.items():
         domain = _choose(name, source, max_tokens_per_domain)
         domains[name] = domain
         lengths.append(domain.num_tokens + 1)
+        masked = _is_masked(source)
         first = int(source.manifest["add_bos"])
+        scored = np.ones(int(lengths[-1].sum()) if any_masked else 0, dtype=bool)
         flat = np.empty(int(lengths[-1].sum()), dtype=source.manifest.get("dtype", "uint32"))
         at = 0
         for index, count in zip(domain.documents.tolist(), domain.num_tokens.tolist(), strict=True):
+            document = source.document(index)
+            if masked is not None:
+                first = len(document) - count
+                scored[at + 1 : at + 1 + count] = masked.document_scored(index)[first:]
             flat[at] = context
-            flat[at + 1 : at + 1 + count] = source.document(index)[first : first + count]
+            flat[at + 1 : at + 1 + count] = document[first : first + count]
             at += 1 + count
         parts.append(flat)
+        masks.append(scored)
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    return Texts(domains, np.concatenate(parts), starts, int(tokenizer["n_words"]))
+    mask = np.concatenate(masks) if any_masked else None
+    return Texts(domains, np.concatenate(parts), starts, int(tokenizer["n_words"]), mask)
+
+
+def _is_masked(source: DocumentSource) -> MaskedSource | None:
+    """The source, where it says which tokens are scored."""
+    return cast(MaskedSource, source) if getattr(source, "is_masked", False) else None
 
 
 def _refuse_other_vocabularies(tokenizers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -135,15 +164,24 @@ def _refuse_other_vocabularies(tokenizers: Mapping[str, Mapping[str, Any]]) -> N
 
 def _choose(name: str, source: DocumentSource, max_tokens: int | None) -> DomainTexts:
     marks = int(source.manifest["add_bos"]) + int(source.manifest["add_eos"])
-    lengths = np.maximum(np.asarray(source.document_lengths, dtype=np.int64) - marks, 0)
-    chosen = np.flatnonzero(lengths)
+    masked = _is_masked(source)
+    if masked is None:
+        lengths = counts = np.maximum(np.asarray(source.document_lengths, dtype=np.int64) - marks, 0)
+    else:
+        # All but a BOS in front is text, EOS too; who put BOS there, the template or the setting, shows in the tokens.
+        begins = int(
+            len(source.document(0)) > 0 and source.document(0)[0] == context_token(source.manifest["tokenizer"])
+        )
+        lengths = np.asarray(source.document_lengths, dtype=np.int64) - begins
+        counts = masked.document_num_scored
+    chosen = np.flatnonzero(counts)
     if not len(chosen):
         raise ValueError(f"domain {name!r} has no token to score in {source.num_documents} documents")
-    available = int(lengths.sum())
+    available = int(counts.sum())
     if max_tokens is not None and max_tokens < available:
         keys = np.fromiter((_order(source.document_id(i)) for i in chosen.tolist()), np.uint64, len(chosen))
         ordered = chosen[np.argsort(keys, kind="stable")]
-        enough = int(np.searchsorted(np.cumsum(lengths[ordered]), max_tokens)) + 1
+        enough = int(np.searchsorted(np.cumsum(counts[ordered]), max_tokens)) + 1
         documents = np.sort(ordered[:enough])
     else:
         documents = chosen
@@ -192,7 +230,21 @@ class Packing:
         if batch_tokens < 1:
             raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self._texts = texts
-        self.windows = protocol.windows(texts.num_tokens)
+        if texts.scored is not None and protocol.kind == "lingua-compat":
+            raise ValueError(
+                "protocol=lingua-compat scores whole documents, and a domain holds conversations, of which only the "
+                "answers count; take protocol=disjoint or sliding"
+            )
+        self.windows = windows = protocol.windows(texts.num_tokens)
+        self._num_scored = windows.length - windows.num_context
+        if texts.scored is not None:
+            before = np.concatenate([[0], np.cumsum(texts.scored)])
+            end = texts.starts[windows.document] + 1 + windows.start + windows.length
+            self._num_scored = before[end] - before[end - self._num_scored]
+            kept = np.flatnonzero(self._num_scored)
+            self._num_scored = self._num_scored[kept]
+            columns = (windows.document, windows.start, windows.length, windows.num_context)
+            self.windows = protocols.Windows(*(column[kept] for column in columns))
         self._first = texts.starts[self.windows.document] + self.windows.start
         lengths = self.windows.length
         self._order = np.lexsort((np.arange(len(lengths)), -lengths))
@@ -214,13 +266,15 @@ class Packing:
         np.minimum(at, len(self._texts.tokens) - 1, out=at)
         block = self._texts.tokens[at].astype(np.int64)
         scored = (places[:-1] < self.windows.length[rows, None]) & (places[:-1] >= self.windows.num_context[rows, None])
+        if self._texts.scored is not None:
+            scored &= self._texts.scored[at[:, 1:]]
         return Batch(rows, block[:, :-1], np.where(scored, block[:, 1:], -100))
 
     @cached_property
     def num_scored(self) -> npt.NDArray[np.int64]:
         """Scored tokens of each document."""
-        per_window = self.windows.length - self.windows.num_context
-        return np.bincount(self.windows.document, per_window, minlength=len(self._texts.num_tokens)).astype(np.int64)
+        found = np.bincount(self.windows.document, self._num_scored, minlength=len(self._texts.num_tokens))
+        return found.astype(np.int64)
 
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
@@ -231,6 +285,9 @@ class Packing:
             # Scored are the last tokens of each document: all of them, or under lingua-compat a tail.
             place = np.arange(self._texts.starts[documents.start], ends[documents.stop - 1])
             sizes = np.diff(self._texts.starts[documents.start : documents.stop + 1])
-            is_scored = place >= np.repeat(ends[documents] - self.num_scored[documents], sizes)
+            if self._texts.scored is None:
+                is_scored = place >= np.repeat(ends[documents] - self.num_scored[documents], sizes)
+            else:
+                is_scored = self._texts.scored[place] & (place > np.repeat(self._texts.starts[:-1][documents], sizes))
             counts[number] = np.bincount(self._texts.tokens[place[is_scored]], minlength=self._texts.num_words)
         return counts

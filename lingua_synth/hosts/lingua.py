@@ -43,6 +43,7 @@ from lingua_synth.train.inputs import (
     fit_to_sources,
     open_shards,
     open_sources,
+    refuse_conversations,
     refuse_other_vocabulary,
     with_shard_tokenizer,
 )
@@ -128,6 +129,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
+        refuse_conversations(sources)
         held_out = HeldOut(args, domains)
         config = _lingua_args(lingua, args)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():

@@ -19,7 +19,7 @@ from lingua_synth.mixture.args import build_mixture
 from lingua_synth.tokens import TokenSource, build_tokenizer
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
-from lingua_synth.train.inputs import with_shard_tokenizer
+from lingua_synth.train.inputs import refuse_conversations, with_shard_tokenizer
 
 CHUNKS = "*.chunk.*.jsonl"
 
@@ -63,6 +63,7 @@ def resolve(args: TrainArgs, *, num_ranks: int = 1) -> Resolved:
         for name, source in args.synth.sources.items()
         if source.path and (Path(source.path) / MANIFEST).is_file()
     }
+    refuse_conversations(shards)
     args, vocab_size = _with_vocabulary(args, shards)
     asked = args.model.vocab_size
     if asked not in (-1, vocab_size):

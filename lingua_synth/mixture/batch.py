@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+IGNORED_LABEL = -100
+"""The label that torch's cross entropy, and every loss of this library, leaves out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -23,6 +26,9 @@ class Batch:
     """Tokens predicted per row."""
     document: npt.NDArray[np.int32] | None = None
     """With `document_boundaries`: which document of its row each input token belongs to, `[batch, seq_len]`, from 0."""
+    scored: npt.NDArray[np.bool_] | None = None
+    """Which labels count in the loss, `[batch, seq_len]`, where a source of the mixture says so (`is_masked`); None:
+    all do."""
     tensor: Any = None
     """With `pin_memory`: the torch tensor in page-locked memory whose view `block` is."""
 
@@ -33,8 +39,14 @@ class Batch:
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
-        """The token after each input, `[batch, seq_len]`: a view of `block`, one column on."""
+        """The token after each input, `[batch, seq_len]`: a view of `block`, one column on. Those that are not `scored`
+        too: `scored_labels` leaves them out."""
         return self.view(1)
+
+    @property
+    def scored_labels(self) -> npt.NDArray[np.int32]:
+        """`labels`, with IGNORED_LABEL where they do not count in the loss; the view itself where all do."""
+        return self.labels if self.scored is None else np.where(self.scored, self.labels, np.int32(IGNORED_LABEL))
 
     def view(self, offset: int) -> npt.NDArray[np.int32]:
         """The token `offset` places after each input, `[batch, seq_len]`, for 0 <= offset < n_views: a view."""

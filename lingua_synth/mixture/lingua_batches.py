@@ -34,8 +34,14 @@ def lingua_batches(loader: MixtureLoader, state: Mapping[str, Any] | None = None
     give it `num_sequences` for the steps that Lingua will make (steps x grad_acc_steps x batch_size x dp_size), or
     none at all. `global_batch_size` is best that of Lingua's step, batch_size x dp_size x grad_acc_steps.
 
-    Raises ValueError on entering for a state of another stream, as `MixtureLoader.load_state_dict` does.
+    Raises ValueError on entering for a state of another stream, as `MixtureLoader.load_state_dict` does, and for
+    sources of conversations: Lingua's loss is the mean over all labels of a micro-batch.
     """
+    if loader.is_masked:
+        raise ValueError(
+            "a source says which of its tokens are scored (the answers of conversations), and Meta Lingua's loop "
+            "scores every token; train on it with host=native"
+        )
     given = 0 if state is None else resume(loader, state)
     batches = _pairs(loader, given)
     try:

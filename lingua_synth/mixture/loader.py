@@ -69,6 +69,9 @@ class MixtureLoader:
     state: a saved state to begin at, as `load_state_dict`; then only what is still to be read is checked against the
     sources, so that a mixture may be new that they could not have served from the start.
 
+    Sources that say which of their tokens are scored (`is_masked`: answers of conversations) fill `Batch.scored`.
+    Ratios count training tokens all the same, scored or not.
+
     Promises: the counts of every source are those of `Schedule`, at every global batch; in each epoch of a source
     every window is read exactly once; the stream is a pure function of sources, ratios, seq_len, seed and schedule.
     Raises ValueError for bad sizes, sources that are not the mixture's, two tokenizers, and over-asked sources.
@@ -179,6 +182,7 @@ class MixtureLoader:
             order=GlobalOrder(self.schedule, self.num_windows, self.seed),
             windows=[source.window for source in sources.values()],
             documents=_document_starts(sources) if self._document_boundaries else None,
+            scored=_scored(sources) if self.is_masked else None,
             seq_len=self.seq_len,
             n_views=self.n_views,
             batch_size=self.batch_size,
@@ -189,6 +193,11 @@ class MixtureLoader:
             pin_memory=self._pin_memory,
             end=MAX_POSITION if self._end is None else self._end,
         )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether batches say which labels count: a source holds conversations of which only answers are learned."""
+        return any(getattr(source, "is_masked", False) for source in self._sources.values())
 
     # --- iteration ---
 
@@ -440,6 +449,14 @@ def _document_starts(sources: Mapping[str, TokenSourceLike]) -> list[Callable[[i
         if document_starts is None:
             raise ValueError(f"source {name!r} cannot tell where its documents begin; drop document_boundaries")
         found.append(document_starts)
+    return found
+
+
+def _scored(sources: Mapping[str, TokenSourceLike]) -> list[Callable[[int, int], Any] | None]:
+    found: list[Callable[[int, int], Any] | None] = []
+    for source in sources.values():
+        assert not getattr(source, "is_masked", False) or hasattr(source, "scored"), "what is masked says where"
+        found.append(getattr(source, "scored", None) if getattr(source, "is_masked", False) else None)
     return found
 
 

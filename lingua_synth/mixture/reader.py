@@ -29,6 +29,8 @@ class Reader:
     """`window(start, length)` of each source, by index."""
     documents: Sequence[Callable[[int, int], npt.NDArray[Any]]] | None
     """`document_starts(start, length)` of each source, by index; None: batches carry no document boundaries."""
+    scored: Sequence[Callable[[int, int], npt.NDArray[np.bool_]] | None] | None
+    """`scored(start, length)` of each source by index, None for one whose tokens all count; None: no source has one."""
     seq_len: int
     n_views: int
     """Tokens of a row: seq_len + n_views - 1."""
@@ -76,13 +78,16 @@ class Reader:
         document = None
         if self.documents is not None:
             document = np.zeros((len(positions), self.seq_len), dtype=np.int32)
+        scored = None if self.scored is None else np.ones((len(positions), self.seq_len), dtype=bool)
         for row, (i, start) in enumerate(zip(source.tolist(), (window * self.seq_len).tolist(), strict=True)):
             block[row] = self.windows[i](start, self.seq_len + self.n_views - 1)
             if document is not None and self.documents is not None:
                 document[row, self.documents[i](start + 1, self.seq_len - 1) + 1] = 1
+            if scored is not None and self.scored is not None and (scored_of := self.scored[i]) is not None:
+                scored[row] = scored_of(start + 1, self.seq_len)  # of the labels
         if document is not None:
             np.cumsum(document, axis=1, out=document)
-        return Batch(block, source, positions, self.seq_len, document, tensor)
+        return Batch(block, source, positions, self.seq_len, document, scored, tensor)
 
     def _allocate(self, shape: tuple[int, int]) -> tuple[npt.NDArray[np.int32], Any]:
         if not self.pin_memory:

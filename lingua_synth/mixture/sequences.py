@@ -22,7 +22,8 @@ class MixtureSequences:
 
     Item k is a dict: `block`, the token ids, int32 `[seq_len + n_views - 1]` (inputs `block[:seq_len]`, labels
     `block[1 : seq_len + 1]`); `source`, index in the order of the mixture; `window`, of the source, beginning at token
-    window * seq_len; `epoch`, whole passes over the source before it; `position`, in the schedule.
+    window * seq_len; `epoch`, whole passes over the source before it; `position`, in the schedule; and where a source
+    holds conversations, `scored`, which labels count, bool `[seq_len]`.
 
     Items in order are the rows of a `MixtureLoader` of one rank with the same arguments, `settings` being its seed,
     schedule and n_views. `global_batch_size` is needed because slots are shuffled inside each global batch: every
@@ -77,7 +78,13 @@ class MixtureSequences:
         ):
             tokens = loader._reader.windows[i](window * loader.seq_len, length)
             block = np.array(tokens, dtype=np.int32)  # a copy: workers and collations may write into it
-            found.append({"block": block, "source": i, "window": window, "epoch": epoch, "position": position})
+            row: dict[str, Any] = {"block": block, "source": i, "window": window, "epoch": epoch, "position": position}
+            if (scored := loader._reader.scored) is not None:
+                of_source = scored[i]
+                ones = np.ones(loader.seq_len, dtype=bool)
+                start = window * loader.seq_len + 1
+                row["scored"] = ones if of_source is None else of_source(start, loader.seq_len)
+            found.append(row)
         return found
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ from lingua_synth.mixture.ratios import Ratio, validate_count
 from lingua_synth.mixture.schedule import MAX_POSITION
 from lingua_synth.mixture.sequences import portable_sources, reopen_sources
 
-KEYS = ("tokens", "labels", "block", "source", "position", "document")
+KEYS = ("tokens", "labels", "block", "source", "position", "document", "scored")
 # What other loops do themselves: reading ahead in threads of a forked process, pinning in a worker.
 NOT_HERE = {"prefetch": "num_workers and prefetch_factor", "pin_memory": "pin_memory"}
 
@@ -37,6 +37,8 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     Takes what `MixtureLoader` takes and promises the same stream. `keys` chooses other entries, e.g. `("block",
     "source")`: `block`, int32 `[batch_size, seq_len + n_views - 1]`, is the one storage that `tokens` and `labels` are
     views of. Labels are the tokens that follow (models of Hugging Face shift labels themselves: give them `tokens`).
+    Where a source holds conversations, labels that do not count are -100, in a tensor of their own, and `scored`, bool
+    `[batch_size, seq_len]`, tells which do.
 
     `dp_rank` and `dp_size` are arguments, as for `MixtureLoader`; no process group and no environment is asked. Give
     each data-parallel rank a dataset of its own, and let no sampler or trainer split it again.
@@ -63,7 +65,7 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             keys = ["tokens", "labels", "source", "position", *(["document"] if with_document else [])]
         unknown = [key for key in keys if key not in KEYS]
         if unknown or ("document" in keys and not with_document):
-            raise ValueError(f"no keys {unknown or ['document']}; there are {KEYS}, the last with document_boundaries")
+            raise ValueError(f"no keys {unknown or ['document']}; there are {KEYS}, document with document_boundaries")
         self._keys = tuple(keys)
         self._sources = dict(sources)
         self._mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
@@ -73,7 +75,10 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
         self._walk: _Walk | None = None
         # Seen by this process and its workers: whether workers are reading.
         self._read_by_workers = torch.zeros(1, dtype=torch.bool).share_memory_()
-        self.num_batches = MixtureLoader(self._sources, self._mixture, **settings).num_batches
+        loader = MixtureLoader(self._sources, self._mixture, **settings)
+        if "scored" in self._keys and not loader.is_masked:
+            raise ValueError("no key 'scored': every label of these sources counts")
+        self.num_batches = loader.num_batches
         """Batches of this rank from position 0 to `num_sequences`; None without that."""
 
     def __len__(self) -> int:
@@ -150,6 +155,9 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
             "source": torch.from_numpy(batch.source),
             "position": torch.from_numpy(batch.position),
         }
+        if batch.scored is not None:
+            made["scored"] = torch.from_numpy(batch.scored)
+            made["labels"] = torch.from_numpy(batch.scored_labels)
         if batch.document is not None:
             made["document"] = torch.from_numpy(batch.document)
         return {key: made[key] for key in self._keys}

@@ -115,7 +115,8 @@ def export_huggingface(
 
     `checkpoint`: a run folder (its newest checkpoint), one checkpoint folder, or Lingua's `consolidated` folder.
     `dtype`: type of the stored weights, bf16 or fp32 (exact). Weights beyond `max_shard_bytes` are divided over several
-    files. `tokenizer_path` replaces the vocabulary file that the checkpoint names, where that has moved.
+    files. `tokenizer_path` replaces the vocabulary file that the checkpoint names, where that has moved. A model that
+    was fine-tuned on conversations carries their chat template, and stops at what ended their answers.
 
     The folder appears whole or not at all; one tensor is in memory at a time. ValueError for an `out` that exists, a
     checkpoint that does not hold its model, a vocabulary that is missing or larger than the model's embedding.
@@ -131,6 +132,7 @@ def export_huggingface(
     data = params.get("data") or {}
     if args.max_seqlen < 1:
         args.max_seqlen = int(data.get("seq_len", -1))
+    chat: dict[str, Any] | None = params.get("chat")
     named = data.get("tokenizer")
     if not isinstance(named, dict) or not named.get("name"):
         raise ValueError(f"{folder / PARAMS} does not name the tokenizer of its model (data.tokenizer)")
@@ -149,9 +151,11 @@ def export_huggingface(
         _write_weights(temporary, parameters, read, DTYPES[dtype], max_shard_bytes)
         write_json(temporary / CONFIG, config)
         ends = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config[key] is not None}
+        if chat is not None and (others := sorted(set(chat["end_ids"]) - {tokenizer.eos_id})):
+            ends["eos_token_id"] = [*([tokenizer.eos_id] if tokenizer.eos_id >= 0 else []), *others]
         write_json(temporary / "generation_config.json", ends)
         compared = write_tokenizer_files(
-            tokenizer, temporary, max_length=args.max_seqlen, add_bos=_begins_with_bos(params)
+            tokenizer, temporary, max_length=args.max_seqlen, add_bos=_begins_with_bos(params), chat=chat
         )
         with atomic_file(temporary / "README.md") as file:
             file.write(model_card(folder, params, args, tokenizer, dtype=dtype, ids_compared=compared))

@@ -19,6 +19,14 @@ USES = {
 }
 """One command for each library that reads an exported folder."""
 
+_TEXT_USE = ('print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=40)[0]))',)
+_CHAT_USE = (
+    'messages = [{"role": "user", "content": "Hello?"}]',
+    "prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt', "
+    "return_dict=True)",
+    "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))",
+)
+
 
 def model_card(
     checkpoint: Path,
@@ -34,19 +42,22 @@ def model_card(
     Names no path of the machine it was trained on.
     """
     counts = count_parameters(args)
+    chat = params.get("chat")
+    kind = "a base model: it continues text and follows no instructions"
+    if chat:
+        kind = "fine-tuned on the answers of conversations, which chat_template.jinja wrote"
     name = str(params.get("name") or "model")
     step = checkpoint.name.lstrip("0") or "0"
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        "tags: [llama, lingua-synth, pretrained]",
+        f"tags: [llama, lingua-synth, {'fine-tuned' if chat else 'pretrained'}]",
         "---",
         "",
         f"# {name}",
         "",
-        f"A Llama of {counts.label} parameters, a base model: it continues text and follows no instructions. Exported "
-        f"by lingua-synth {__version__} from checkpoint {step}.",
+        f"A Llama of {counts.label} parameters, {kind}. Exported by lingua-synth {__version__} from checkpoint {step}.",
         "",
         "| | |",
         "| --- | --- |",
@@ -72,7 +83,7 @@ def model_card(
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModelForCausalLM.from_pretrained(".")',
-        'print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=40)[0]))',
+        *(_CHAT_USE if chat else _TEXT_USE),
         "```",
         "",
         *(f"{library}: `{command.format(folder='.')}`\n" for library, command in USES.items()),

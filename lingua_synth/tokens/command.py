@@ -1,6 +1,7 @@
 """`lingua-synth tokenize`: documents into token shards, their check, and Megatron's files in and out.
 
 lingua-synth tokenize documents=data/corpus out=data/shards tokenizer.name=tiktoken tokenizer.path=tokenizer.model
+lingua-synth tokenize documents=chats.jsonl out=data/chats chat_template=plain tokenizer.name=bytes
 lingua-synth tokenize verify=data/shards                       (or, the same: tokenize verify out=data/shards)
 lingua-synth tokenize export path=data/shards out=data/megatron/web
 lingua-synth tokenize import path=data/megatron/web out=data/shards tokenizer.name=tiktoken
@@ -16,6 +17,7 @@ from typing import Any
 from lingua_synth.config import parse_args
 from lingua_synth.files import what_is_there
 from lingua_synth.tokens.args import TokenizerArgs
+from lingua_synth.tokens.chat import build_chat
 from lingua_synth.tokens.megatron import export_megatron, import_megatron, read_export
 from lingua_synth.tokens.shards import read_manifest
 from lingua_synth.tokens.source import verify_shards
@@ -44,6 +46,13 @@ class TokenizeArgs:
     """Put BOS before every document."""
     add_eos: bool = True
     """Put EOS after every document."""
+    chat_template: str = ""
+    """The documents are conversations (messages, or a prompt with its answer), and only answers are scored in training:
+    plain, a Jinja file, or the folder of a Hugging Face tokenizer. Empty: the documents are texts."""
+    chat_max_tokens: int | None = None
+    """Most tokens of a conversation, at least 2; null: any number."""
+    chat_overlong: str = "drop"
+    """A longer conversation is left out and counted (drop), or ends there (cut)."""
     shuffle_seed: int | None = 0
     """Seed of the permutation of documents; null keeps the order of the input."""
     shard_tokens: int = 1 << 26
@@ -108,6 +117,11 @@ def _run(words: Sequence[str]) -> int:
         if not getattr(args, key):
             raise ValueError(f"{key}= is missing; `{PROG} --help` lists the keys")
     tokenizer = build_tokenizer(args.tokenizer.name, args.tokenizer.path, args.tokenizer.fast)
+    chat = None
+    if args.chat_template:
+        chat = build_chat(tokenizer, args.chat_template, max_tokens=args.chat_max_tokens, overlong=args.chat_overlong)
+    elif (args.chat_max_tokens, args.chat_overlong) != (None, TokenizeArgs.chat_overlong):
+        raise ValueError("chat_max_tokens and chat_overlong are of conversations: name a chat_template, e.g. plain")
     manifest = tokenize(
         args.documents,
         args.out,
@@ -119,6 +133,7 @@ def _run(words: Sequence[str]) -> int:
         max_reject_rate=args.max_reject_rate,
         num_workers=args.num_workers,
         progress=args.progress,
+        chat=chat,
     )
     _print_counts(args.out, manifest)
     return 0
@@ -159,6 +174,17 @@ def _print_counts(out: str, manifest: dict[str, Any]) -> None:
         f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['bytes']:,} bytes "
         f"of text ({manifest['bytes'] / manifest['tokens']:.2f} a token) in {len(manifest['files'])} files"
     )
+    if (chat := manifest.get("chat")) is not None:
+        print(
+            f"scored: {manifest['scored_tokens']:,} tokens ({manifest['scored_tokens'] / manifest['tokens']:.1%}) in "
+            f"{manifest['conversations']['answers']:,} answers, written by the chat template {chat['name']} "
+            f"({chat['template_sha256'][:12]}; system messages {chat['system_role']})"
+        )
+        for what, count in manifest["conversations"].items():
+            if what in ("cut", "no end"):
+                print(
+                    {"cut": f"cut at chat_max_tokens: {count:,}", "no end": f"answers without an end: {count:,}"}[what]
+                )
     for reason, count in manifest["skipped"].items():
         print(f"skipped {count:,}: {reason}")
 

@@ -10,7 +10,7 @@ One shard at a time is held in memory, by each worker; spills are mapped, and on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from lingua_synth.files import write_json
 from lingua_synth.tokens.shards import shard_name, write_shard
-from lingua_synth.tokens.units import Progress, Task
+from lingua_synth.tokens.units import Progress, Task, stretches
 from lingua_synth.tokens.workers import Report
 
 BINS_PER_SHARD = 64
@@ -171,6 +171,7 @@ def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Rep
     entry = write_shard(
         task.out_dir / shard_name(plan.index), tokens, offsets, pa.array(num_bytes[order]), ids.take(pa.array(order)),
         tokenizer_sha256=task.tokenizer.sha256,
+        scored=None if task.chat is None else _in_order([piece.scored for piece in pieces], order),
     )  # fmt: skip
     assert entry["tokens"] == plan.tokens, "the plan counted these documents"
     write_json(shard_record(task, plan.index), entry)
@@ -191,6 +192,12 @@ class _Piece:
         self.lengths = np.diff(_offsets(chunk)[start : stop + 1])
         self.num_bytes = chunk.column("num_bytes").to_numpy(zero_copy_only=True)[start:stop].copy()
         self.ids = _copy_strings(chunk.column("id"), start, stop)
+        self.scored: list[npt.NDArray[np.uint32]] = []
+        if "scored" in chunk.schema.names:
+            column = chunk.column("scored")
+            borders = column.offsets.to_numpy(zero_copy_only=True)[start : stop + 1]
+            values = column.values.to_numpy(zero_copy_only=True)[borders[0] : borders[-1]].copy()
+            self.scored = np.split(values, (borders[1:-1] - borders[0]).tolist())
 
     def copy_tokens(self, task: Task, target: npt.NDArray[Any], starts: npt.NDArray[np.int64], in_one: bool) -> None:
         with _open_spill(task, self._unit) as reader:
@@ -213,6 +220,12 @@ def _rows_of(plan: ShardPlan, unit: int, number: int, chunk: Any) -> Iterator[tu
     stop = len(keys) if plan.high >> KEY_BITS else int(np.searchsorted(keys, np.uint64(plan.high)))
     if start < stop:
         yield start, stop
+
+
+def _in_order(borders: Sequence[Sequence[npt.NDArray[np.uint32]]], order: npt.NDArray[Any]) -> Any:
+    """The column `scored` of a shard, from that of its pieces."""
+    every = [one for piece in borders for one in piece]
+    return stretches([every[i] for i in order.tolist()])
 
 
 # --- spills ---

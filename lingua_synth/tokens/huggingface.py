@@ -35,6 +35,7 @@ Token = TypeVar("Token", bytes, str)
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 # Not beside tokenizer.json: there, transformers may convert it anew instead of reading the JSON.
 VOCABULARY_FILE = "original/tokenizer.model"
@@ -53,7 +54,14 @@ PROBES = (
 )
 
 
-def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_length: int, add_bos: bool = True) -> bool:
+def write_tokenizer_files(
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    max_length: int,
+    add_bos: bool = True,
+    chat: Mapping[str, Any] | None = None,
+) -> bool:
     """Write the files from which `AutoTokenizer` gives the ids of `tokenizer`; True if they were compared.
 
     `max_length`: the model's context, in tokens. `add_bos`: whether a text begins with BOS unless the caller says
@@ -61,12 +69,16 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_lengt
     special tokens inside a text are text, as in training (`split_special_tokens`). The vocabulary's own file is copied
     to original/tokenizer.model, for Meta Lingua and for `find_tokenizer`.
 
+    `chat`: the chat template that the model was fine-tuned with, as its checkpoint names it. It is written to
+    chat_template.jinja and, for older readers, into tokenizer_config.json; its special tokens have the names that it
+    writes, and then mean the tokens wherever they stand, as servers read a rendered conversation like any text.
+
     ValueError for a vocabulary that the format cannot hold, and when the ids differ.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     add_bos = add_bos and tokenizer.bos_id >= 0
-    content = tokenizer_json(tokenizer, add_bos=add_bos)
+    content = tokenizer_json(tokenizer, add_bos=add_bos, names=(chat or {}).get("special_tokens", {}))
     names = {entry["id"]: entry["content"] for entry in content["added_tokens"]}
     write_json(folder / TOKENIZER_JSON, content)
     specials = {
@@ -78,13 +90,15 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_lengt
         )
         if token_id in names
     }
+    if chat is not None:
+        specials |= {key: chat[key] for key in ("bos_token", "eos_token") if chat[key]}
     write_json(folder / SPECIAL_TOKENS_MAP, specials)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **specials,
         "add_bos_token": add_bos,
         "add_eos_token": False,
-        "split_special_tokens": True,
+        "split_special_tokens": chat is None,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
         "model_input_names": ["input_ids", "attention_mask"],
@@ -93,6 +107,10 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: str | Path, *, max_lengt
             for entry in content["added_tokens"]
         },
     }
+    if chat is not None:
+        config["chat_template"] = chat["template"]
+        with atomic_file(folder / TEMPLATE_FILE) as file:
+            file.write(chat["template"])
     write_json(folder / TOKENIZER_CONFIG, config)
     if tokenizer.path:
         (folder / VOCABULARY_FILE).parent.mkdir(exist_ok=True)
@@ -124,8 +142,12 @@ def compare_ids(tokenizer: Tokenizer, path: str | Path, texts: Iterable[str] = P
     return True
 
 
-def tokenizer_json(tokenizer: Tokenizer, *, add_bos: bool = True) -> dict[str, Any]:
-    """The content of tokenizer.json for `tokenizer`; ValueError for a SentencePiece model that it cannot hold."""
+def tokenizer_json(
+    tokenizer: Tokenizer, *, add_bos: bool = True, names: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The content of tokenizer.json for `tokenizer`; `names`: what special tokens are called there, instead of their
+    own names. ValueError for a SentencePiece model that it cannot hold.
+    """
     if isinstance(tokenizer, ByteTokenizer):
         parts = _byte_level({bytes([byte]): byte for byte in range(256)}, [], pattern=None)
         parts["added_tokens"] = [_added(256, "<bos>"), _added(257, "<eos>")]
@@ -138,8 +160,10 @@ def tokenizer_json(tokenizer: Tokenizer, *, add_bos: bool = True) -> dict[str, A
     else:
         assert isinstance(tokenizer, SentencePieceTokenizer), "there are three vocabularies"
         parts = _sentencepiece(tokenizer)
-    names = {entry["id"]: entry["content"] for entry in parts["added_tokens"]}
-    post_processor = _template(names[tokenizer.bos_id], tokenizer.bos_id) if add_bos else None
+    added = {entry["id"]: entry for entry in parts["added_tokens"]}
+    added |= {token_id: _added(token_id, name) for name, token_id in (names or {}).items()}
+    parts["added_tokens"] = [added[token_id] for token_id in sorted(added)]
+    post_processor = _template(added[tokenizer.bos_id]["content"], tokenizer.bos_id) if add_bos else None
     return {
         "version": "1.0",
         "truncation": None,

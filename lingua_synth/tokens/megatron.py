@@ -57,6 +57,11 @@ def export_megatron(source_dir: str | Path, out_prefix: str | Path, *, progress:
     the prefix, and a document of 2^31 tokens or more.
     """
     source = TokenSource(source_dir)
+    if source.is_masked:
+        raise ValueError(
+            f"{source_dir} says which of its tokens are scored, which Megatron's format cannot: a training on the "
+            "export would learn the prompts too. Tokenize the documents without chat_template for that"
+        )
     prefix = _prefix(out_prefix)
     bin_path, idx_path, json_path = _paths(prefix)
     if any(path.exists() for path in (bin_path, idx_path, json_path)):

@@ -3,6 +3,8 @@
 A folder of shards holds Arrow IPC files (one record batch each: `tokens` as a list of uint16 or uint32 per
 document, `num_bytes` of its UTF-8 text, its `id`) and `manifest.json`, written last: without it there are no shards.
 Its schema names the vocabulary, so that a file is not read as ids of another one, whatever folder it came into.
+Shards of conversations have a fourth column, `scored`: where the answers are, as the first token of a stretch and the
+one after its last, and so on, counted in the document. All others' tokens are scored in training.
 A shard stores one document after the other, so all of its tokens are one contiguous array that is mapped,
 never loaded. `tokenization.py` makes them of documents, `source.py` reads them.
 
@@ -33,12 +35,14 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.arrow"
 
 
-def shard_schema(dtype: np.dtype[Any]) -> Any:
-    """Arrow schema of a shard whose token ids are of `dtype`."""
+def shard_schema(dtype: np.dtype[Any], masked: bool = False) -> Any:
+    """Arrow schema of a shard whose token ids are of `dtype`; `masked`: it says which of its tokens are scored."""
     import pyarrow as pa
 
     tokens = pa.large_list(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False))
     columns = [("tokens", tokens), ("num_bytes", pa.uint64()), ("id", pa.large_string())]
+    if masked:
+        columns.append(("scored", pa.large_list(pa.field("item", pa.uint32(), nullable=False))))
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
@@ -49,23 +53,27 @@ def write_shard(
     num_bytes: Any,
     ids: Any,
     tokenizer_sha256: str | None = None,
+    scored: Any = None,
 ) -> dict[str, Any]:
     """Write one shard atomically; returns its entry of the manifest.
 
     Document i has the tokens `tokens[offsets[i]:offsets[i + 1]]` (offsets int64, from 0 to len(tokens)), `num_bytes[i]`
     bytes of UTF-8 text and the id `ids[i]`; both may be any sequence or Arrow array. The SHA-256 is taken on the way.
-    `tokenizer_sha256` is the vocabulary that the ids are of; None for ids of none.
+    `tokenizer_sha256` is the vocabulary that the ids are of; None for ids of none. `scored`: an Arrow array of the
+    stretches of scored tokens of each document; then the entry counts them. None: there is no such column.
     """
     import pyarrow as pa
 
     assert offsets[0] == 0 and offsets[-1] == len(tokens), "the documents of a shard cover its tokens"
     path = Path(path)
-    schema = shard_schema(tokens.dtype)
+    schema = shard_schema(tokens.dtype, masked=scored is not None)
     columns = [
         pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=schema.field("tokens").type),
         num_bytes if isinstance(num_bytes, pa.Array) else pa.array(num_bytes, pa.uint64()),
         ids if isinstance(ids, pa.Array) else pa.array(ids, pa.large_string()),
     ]
+    if scored is not None:
+        columns.append(scored)
     if tokenizer_sha256 is not None:
         schema = schema.with_metadata({TOKENIZER_KEY: tokenizer_sha256})
     # One record batch: only inside one batch are the tokens of all documents one contiguous array.
@@ -73,7 +81,7 @@ def write_shard(
         hashed = HashedFile(file)
         with pa.ipc.new_file(hashed, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    return {
+    entry = {
         "name": path.name,
         "documents": len(offsets) - 1,
         "tokens": len(tokens),
@@ -81,6 +89,13 @@ def write_shard(
         "file_bytes": hashed.num_bytes,
         "sha256": hashed.sha256.hexdigest(),
     }
+    return entry if scored is None else entry | {"scored_tokens": count_scored(scored)}
+
+
+def count_scored(scored: Any) -> int:
+    """Scored tokens of an Arrow array of stretches."""
+    borders = scored.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return int(borders[1::2].sum() - borders[::2].sum())
 
 
 class HashedFile:

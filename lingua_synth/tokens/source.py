@@ -51,6 +51,8 @@ class TokenSource:
                     f"{self.path / 'manifest.json'} was edited: it names {self.manifest[key]:,} {key}, "
                     f"its files hold {total:,}"
                 )
+        self.is_masked: bool = is_masked(self.manifest)
+        """Whether only some tokens are scored in training: the answers of conversations."""
         self.fingerprint: str = fingerprint(self.manifest)
         """Identity of the token stream: tokenizer, type and the hash of every file, in order."""
 
@@ -113,10 +115,55 @@ class TokenSource:
             index += 1
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
+    def scored(self, start: int, length: int) -> npt.NDArray[np.bool_]:
+        """Which tokens of the window `[start, start + length)` are scored when they are predicted: bool `[length]`.
+
+        All of them, unless `is_masked`. ValueError for a window outside [0, num_tokens).
+        """
+        end = start + length
+        if start < 0 or length < 0 or end > self.num_tokens:
+            raise ValueError(f"no window [{start:,}, {end:,}) in {self.path}: it has {self.num_tokens:,} tokens")
+        if not self.is_masked:
+            return np.ones(length, dtype=bool)
+        changes = np.zeros(length + 1, dtype=np.int64)
+        index = bisect_right(self._first_tokens, start) - 1
+        while index < len(self._shards) and (first := self._first_tokens[index]) < end:
+            shard = self._shards[index]
+            low = int(np.searchsorted(shard.offsets, start - first, side="right")) - 1
+            high = int(np.searchsorted(shard.offsets, end - first, side="left"))
+            low, high = max(low, 0), min(high, shard.num_documents)
+            borders = shard.scored[shard.scored_offsets[low] : shard.scored_offsets[high]].astype(np.int64)
+            of_document = np.diff(shard.scored_offsets[low : high + 1])
+            borders += np.repeat(shard.offsets[low:high] + (first - start), of_document)
+            borders.clip(0, length, out=borders)
+            np.add.at(changes, borders[::2], 1)
+            np.add.at(changes, borders[1::2], -1)
+            index += 1
+        return np.cumsum(changes[:-1]) > 0
+
+    def document_scored(self, i: int) -> npt.NDArray[np.bool_]:
+        """Which tokens of document `i` are scored, bool, one a token. ValueError outside [0, num_documents)."""
+        shard, row = self._locate(i)
+        index = bisect_right(self._first_documents, i) - 1
+        start, end = shard.offsets[row], shard.offsets[row + 1]
+        return self.scored(self._first_tokens[index] + int(start), int(end - start))
+
     @cached_property
     def document_lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each document, int64 `[num_documents]`; the sum is `num_tokens`."""
         return np.concatenate([np.diff(shard.offsets) for shard in self._shards])
+
+    @cached_property
+    def document_num_scored(self) -> npt.NDArray[np.int64]:
+        """Scored tokens of each document, int64 `[num_documents]`; all of them, unless `is_masked`."""
+        if not self.is_masked:
+            return self.document_lengths
+        found = []
+        for shard in self._shards:
+            borders = shard.scored.astype(np.int64)
+            before = np.concatenate([[0], np.cumsum(borders[1::2] - borders[::2])])
+            found.append(np.diff(before[shard.scored_offsets // 2]))
+        return np.concatenate(found)
 
     @cached_property
     def document_num_bytes(self) -> npt.NDArray[np.int64]:
@@ -128,6 +175,11 @@ class TokenSource:
             raise ValueError(f"no document {i} in {self.path}: it has documents 0 to {self.num_documents - 1}")
         index = bisect_right(self._first_documents, i) - 1
         return self._shards[index], i - self._first_documents[index]
+
+
+def is_masked(manifest: dict[str, Any]) -> bool:
+    """Whether the shards of a manifest say which of their tokens are scored."""
+    return manifest.get("chat") is not None
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:
@@ -145,8 +197,8 @@ def verify_shards(path: str | Path) -> list[str]:
     """Problems of a folder of token shards, one sentence each; an empty list means every byte is as written.
 
     Finds a missing, truncated, longer or changed file (size and SHA-256), a file that the manifest does not name,
-    counts that do not add up, a file of another vocabulary, and ids outside the vocabulary. Reads every file, in
-    constant memory.
+    counts that do not add up, a file of another vocabulary, ids outside the vocabulary, and stretches of scored tokens
+    that do not lie in their document. Reads every file, in constant memory.
     """
     path = Path(path)
     try:
@@ -158,6 +210,7 @@ def verify_shards(path: str | Path) -> list[str]:
         try:
             _refuse_other_hash(path, entry)  # before anything in the file is believed
             _refuse_unknown_ids(path, entry, manifest)
+            _refuse_wrong_scored(path, entry, manifest)
         except ValueError as error:
             problems.append(str(error))
     named = {entry["name"] for entry in manifest["files"]}
@@ -173,28 +226,36 @@ def verify_shards(path: str | Path) -> list[str]:
 
 class MappedShard:
     """One mapped file, read-only: `tokens` of all documents one after the other; document i has those of
-    `[offsets[i], offsets[i + 1])`, `num_bytes[i]` bytes of text and the id `ids[i]` (an Arrow scalar)."""
+    `[offsets[i], offsets[i + 1])`, `num_bytes[i]` bytes of text and the id `ids[i]` (an Arrow scalar). Where it says
+    which tokens are scored, the borders of document i's stretches are those of `scored` that `scored_offsets` name."""
 
-    __slots__ = ("ids", "num_bytes", "num_documents", "offsets", "tokens")
+    __slots__ = ("ids", "num_bytes", "num_documents", "offsets", "scored", "scored_offsets", "tokens")
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Any, masked: bool) -> None:
         column = batch.column("tokens")
         self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
         self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
         self.num_bytes: npt.NDArray[np.uint64] = batch.column("num_bytes").to_numpy(zero_copy_only=True)
         self.ids = batch.column("id")
         self.num_documents: int = batch.num_rows
+        self.scored: npt.NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+        self.scored_offsets: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        if masked:
+            column = batch.column("scored")
+            self.scored = column.values.to_numpy(zero_copy_only=True)
+            self.scored_offsets = column.offsets.to_numpy(zero_copy_only=True)
 
 
 def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> MappedShard:
     import pyarrow as pa
 
     path = _refuse_other_size(folder, entry)
-    dtype = np.dtype(manifest["dtype"])
+    dtype, masked = np.dtype(manifest["dtype"]), is_masked(manifest)
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         num_batches, schema = reader.num_record_batches, reader.schema
-        shard = MappedShard(reader.get_batch(0)) if num_batches == 1 and schema == shard_schema(dtype) else None
+        is_ours = num_batches == 1 and schema == shard_schema(dtype, masked)
+        shard = MappedShard(reader.get_batch(0), masked) if is_ours else None
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise  # the disk, not the file's content
@@ -249,6 +310,21 @@ def _refuse_unknown_ids(folder: Path, entry: dict[str, Any], manifest: dict[str,
     largest = int(tokens.max()) if len(tokens) else 0
     if largest >= n_words:
         raise ValueError(f"{folder / entry['name']} holds the id {largest}, the vocabulary has {n_words} words")
+
+
+def _refuse_wrong_scored(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
+    if not is_masked(manifest):
+        return
+    shard = _open_shard(folder, entry, manifest)
+    borders, offsets = shard.scored.astype(np.int64), shard.scored_offsets
+    in_pairs = len(borders) % 2 == 0 and not (offsets % 2).any() and int(offsets[-1]) == len(borders)
+    if in_pairs:
+        lengths = np.repeat(np.diff(shard.offsets), np.diff(offsets))
+        rises = np.diff(borders) > 0
+        rises[offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(borders))] - 1] = True  # of the next document
+        in_pairs = bool((borders <= lengths).all() and rises.all())
+    if not in_pairs or int(borders[1::2].sum() - borders[::2].sum()) != entry["scored_tokens"]:
+        raise ValueError(f"{folder / entry['name']} does not say in order which tokens of its documents are scored")
 
 
 def _cumulative(counts: Any) -> list[int]:

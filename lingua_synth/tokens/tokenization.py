@@ -28,6 +28,7 @@ from lingua_synth.documents import Document, Rejects, python_documents
 from lingua_synth.documents.locations import PYTHON_CORPUS, are_same_files, describe_files, find_all_files, is_url
 from lingua_synth.documents.unfinished import MARKER, begin_folder, end_folder
 from lingua_synth.files import TEMPORARY_SUFFIX, folder_lock, read_json, sha256_file, write_json
+from lingua_synth.tokens.chat import ChatEncoder
 from lingua_synth.tokens.gathering import ShardPlan, plan_shards, shard_record, write_planned_shard
 from lingua_synth.tokens.shards import FORMAT, MANIFEST, VERSION, read_manifest
 from lingua_synth.tokens.tokenizer import Tokenizer
@@ -63,6 +64,7 @@ def tokenize(
     rejects: Rejects | None = None,
     num_workers: int | None = None,
     progress: bool = True,
+    chat: ChatEncoder | None = None,
 ) -> dict[str, Any]:
     """Tokenize `documents` (objects, or paths as for `read_documents`) into the folder `out_dir`; returns its manifest.
 
@@ -71,6 +73,12 @@ def tokenize(
     `shuffle_seed` and each document's place in the input; `None` keeps the input's order. The same files, tokenizer
     and settings give the same shards, byte for byte, whatever the number of workers, and whether or not the run was
     interrupted.
+
+    `chat`: the documents are conversations (`documents/conversations.py` has the forms; objects carry theirs in
+    `meta`), written by its template; only their answers are scored in training, and the shards say which tokens those
+    are. The manifest then has `chat` (the template, and what decides which tokens are scored), `scored_tokens`, and
+    `conversations` (answers, and what they end with; those cut), and its `bytes` are those of the scored text. BOS
+    and EOS are put where the template has not: see `ChatEncoder.encode`.
 
     `num_workers` processes, by default one for each core that this process may use, and none beside this one for
     input under 16 MB or given as objects. Memory and disk: see the module. Killed at any moment, the same call goes on
@@ -99,12 +107,14 @@ def tokenize(
         "shuffle_seed": shuffle_seed,
         "shard_tokens": shard_tokens,
     }
+    if chat is not None:
+        settings["chat"] = chat.describe()
     files = _input_files(documents)
     out_dir = Path(out_dir)
     with folder_lock(out_dir, "tokenization"):
         work_dir = out_dir / WORK_FOLDER
         if (out_dir / MANIFEST).exists():
-            manifest = _finished(out_dir, settings, documents, files)
+            manifest = _finished(out_dir, settings, documents, files, conversations=chat is not None)
             _end(out_dir, work_dir)
             return manifest
         described = None if files is None else describe_files(files, with_hash=False)
@@ -112,7 +122,7 @@ def tokenize(
         rejects = rejects or Rejects(out_dir / "rejects.jsonl", max_reject_rate)
         task = Task(
             out_dir, work_dir, tokenizer, add_bos, add_eos, shuffle_seed, shard_tokens, rejects.max_rate,
-            rejects.min_count, SIZES,
+            rejects.min_count, SIZES, chat,
         )  # fmt: skip
         num_bytes = sum(entry["size"] or 0 for entry in described or ())
         num_workers = _count_workers(task, files, num_bytes, num_workers)
@@ -137,6 +147,9 @@ def tokenize(
             "skipped": _added(rejects.counts, run.skipped),
             "files": shards,
         }
+        if chat is not None:
+            manifest["scored_tokens"] = sum(shard["scored_tokens"] for shard in shards)
+            manifest["conversations"] = dict(sorted(run.conversations.items()))
         assert manifest["documents"] == run.num_documents, "every document tokenized is in one shard"
         write_json(out_dir / MANIFEST, manifest)
         _end(out_dir, work_dir)
@@ -232,11 +245,12 @@ class _Run:
         self._records: dict[int, dict[str, Any]] = {}
         self._hashes: dict[int, str] = {}
         self.skipped: dict[str, int] = {}
+        self.conversations: dict[str, int] = {}
         self.num_documents = 0
 
     def read_objects(self, documents: Any) -> dict[str, Any]:
         """Pass 1 over objects, here; returns their identity for the manifest."""
-        reader = ObjectReader(_objects(documents))
+        reader = ObjectReader(_objects(documents), conversations=self._task.chat is not None)
         with _Bar("tokenize", "B", None, self._progress) as bar:
             self._records[0] = run_readers(self._task, 0, [(0, reader)], lambda value: bar.seen(0, value))
             bar.done(0, self._records[0])
@@ -247,7 +261,7 @@ class _Run:
         """Pass 1 over files, or what is left of it."""
         assert self._files is not None and self._described is not None, "there are files"
         sizes = [entry["size"] or 0 for entry in self._described]
-        self._units = plan_units(self._files, sizes, self._task.sizes)
+        self._units = plan_units(self._files, sizes, self._task.sizes, conversations=self._task.chat is not None)
         for unit in self._units:
             if (record := self._finished_unit(unit)) is not None:
                 self._records[unit.index] = record
@@ -292,6 +306,7 @@ class _Run:
             for file, line, reason in self._rejects_of(index):
                 self._rejects.add(file, line, reason)
             self.skipped = _added(self.skipped, record["skipped"])
+            self.conversations = _added(self.conversations, record.get("conversations", {}))
             self._hashes.update({int(number): digest for number, digest in record["sha256"].items()})
         self._rejects.check()
         self.num_documents = sum(record["documents"] for record in self._records.values())
@@ -493,14 +508,15 @@ def _finished(
     settings: dict[str, Any],
     documents: Iterable[Document] | str | Sequence[str],
     files: list[str] | None,
+    conversations: bool,
 ) -> dict[str, Any]:
     manifest = read_manifest(out_dir)
     differing = [
         f"{key} is {_shown(manifest.get(key))} there and {_shown(asked)} now"
-        for key, asked in settings.items()
+        for key, asked in ({"chat": None} | settings).items()
         if _identity(manifest.get(key)) != _identity(asked)
     ]
-    if not differing and not _is_same_input(manifest["inputs"], documents, files):
+    if not differing and not _is_same_input(manifest["inputs"], documents, files, conversations):
         differing = ["the documents are others"]
     if differing:
         raise ValueError(
@@ -511,11 +527,14 @@ def _finished(
 
 
 def _is_same_input(
-    inputs: dict[str, Any], documents: Iterable[Document] | str | Sequence[str], files: list[str] | None
+    inputs: dict[str, Any],
+    documents: Iterable[Document] | str | Sequence[str],
+    files: list[str] | None,
+    conversations: bool,
 ) -> bool:
     if files is not None:
         return are_same_files(files, inputs.get("files") or [])
-    reader = ObjectReader(_objects(documents))
+    reader = ObjectReader(_objects(documents), conversations=conversations)
     for _ in reader.batches(SIZES.batch_lines, SIZES.batch_bytes):
         pass
     return inputs.get("documents_sha256") == reader.sha256.hexdigest()

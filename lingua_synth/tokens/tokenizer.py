@@ -75,6 +75,14 @@ class Tokenizer(abc.ABC):
         """`encode_flat` of texts that are UTF-8 already, which is how they come from files."""
         return self.encode_flat([text.decode("utf-8") for text in texts])
 
+    def encode_flat_continuing(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """`encode_flat` of texts that go on after others: no space is put before them where the vocabulary does so."""
+        return self.encode_flat(texts)
+
+    def special_tokens(self) -> dict[str, int]:
+        """Ids by name of the tokens that no text is encoded to."""
+        return {self.token_text(i): i for i in (self.bos_id, self.eos_id) if i >= 0}
+
     def validate_specials(self, add_bos: bool, add_eos: bool) -> None:
         """ValueError when a special token is asked for that the vocabulary does not have."""
         for asked, token_id, which in ((add_bos, self.bos_id, "bos"), (add_eos, self.eos_id, "eos")):
@@ -174,18 +182,42 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id = self._model.bos_id()
         self.eos_id = self._model.eos_id()
         self.sha256 = sha256_bytes(model)
+        self._continuing: Any = None
+        self._strips = False
         byte_pieces = [f"<0x{byte:02X}>" for byte in SPACE_SYMBOL.encode("utf-8")]
         byte_ids = [self._model.piece_to_id(piece) for piece in byte_pieces]
         self._space_symbol_ids = byte_ids if all(self._model.is_byte(i) for i in byte_ids) else None
 
     def _encode(self, text: str) -> list[int]:
+        return self._encode_by(self._model, text)
+
+    def _encode_by(self, model: Any, text: str) -> list[int]:
         if self._space_symbol_ids is None or SPACE_SYMBOL not in text:
-            return self._model.encode(text)
-        first, *rest = (self._model.encode(part) if part else [] for part in text.split(SPACE_SYMBOL))
+            return model.encode(text)
+        first, *rest = (model.encode(part) if part else [] for part in text.split(SPACE_SYMBOL))
         ids: list[int] = first
         for part in rest:
             ids = ids + self._space_symbol_ids + part
         return ids
+
+    def encode_flat_continuing(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        if self._continuing is None:
+            from sentencepiece import SentencePieceProcessor
+
+            # A message that comes twice in a serialized one is merged: this sets normalizer_spec.add_dummy_prefix.
+            model = self._model.serialized_model_proto() + b"\x1a\x02\x18\x00"
+            self._continuing = SentencePieceProcessor(model_proto=model)
+            self._strips = self._model.encode("  a") == self._model.encode("a")
+        # Where leading spaces are taken away, the prefix stands for the one that was there.
+        encoded = [
+            self._encode_by(self._model if self._strips and text.startswith(" ") else self._continuing, text)
+            for text in texts
+        ]
+        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+        return np.fromiter(chain.from_iterable(encoded), self.dtype, int(lengths.sum())), lengths
+
+    def special_tokens(self) -> dict[str, int]:
+        return {self._model.id_to_piece(i): i for i in range(self.n_words) if self._model.is_control(i)}
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._model.decode([int(i) for i in ids])
@@ -283,6 +315,9 @@ class TiktokenTokenizer(Tokenizer):
             self._encode_fast([])
         library = "tiktoken" if self._fast is None else "gigatoken"
         return f"{library} {version(library)}"
+
+    def special_tokens(self) -> dict[str, int]:
+        return {self.token_text(i): i for i in range(len(self._ranks), self.n_words)}
 
     def _reference(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """`encode_flat` by tiktoken."""

@@ -26,9 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.documents import Document
+from lingua_synth.documents.conversations import conversation_utf8
 from lingua_synth.documents.locations import is_url
 from lingua_synth.documents.parts import FilePart, TextBatch, TextReader, cut_file
+from lingua_synth.documents.reading import BadLine
 from lingua_synth.files import atomic_file, sha256_file, write_json
+from lingua_synth.tokens.chat import ChatEncoder
 from lingua_synth.tokens.shards import shard_schema
 from lingua_synth.tokens.tokenizer import Tokenizer
 from lingua_synth.tokens.workers import Report
@@ -95,6 +98,8 @@ class Task:
     max_reject_rate: float
     min_reject_count: int
     sizes: Sizes
+    chat: ChatEncoder | None = None
+    """How conversations become tokens; None: the documents are texts."""
     prepares: bool = False
     """Whether workers prepare their tokenizer before they use it."""
     scratch: Scratch = field(default_factory=Scratch, compare=False)
@@ -129,14 +134,16 @@ class Unit:
         return first.file if first.is_whole else f"{first.file} ({first.start:,} to {last.stop:,})"
 
 
-def plan_units(files: Sequence[str], file_bytes: Sequence[int], sizes: Sizes) -> list[Unit]:
+def plan_units(
+    files: Sequence[str], file_bytes: Sequence[int], sizes: Sizes, *, conversations: bool = False
+) -> list[Unit]:
     """Cut files of the given sizes into units: a function of these alone. ValueError for a damaged large parquet."""
     unit_bytes = min(max(sum(file_bytes) // sizes.num_units, sizes.min_unit_bytes), sizes.max_unit_bytes)
     units: list[Unit] = []
     parts: list[tuple[int, FilePart]] = []
     total = 0
     for number, (file, size) in enumerate(zip(files, file_bytes, strict=True)):
-        for part in cut_file(file, size, unit_bytes):
+        for part in cut_file(file, size, unit_bytes, conversations=conversations):
             if parts and total + part.num_bytes > unit_bytes:
                 units.append(Unit(len(units), tuple(parts)))
                 parts, total = [], 0
@@ -171,10 +178,14 @@ class Reader(Protocol):
 
 
 class ObjectReader:
-    """Documents that come as objects; `sha256` of all of them stands for the files that there are not."""
+    """Documents that come as objects; `sha256` of all of them stands for the files that there are not.
 
-    def __init__(self, documents: Iterable[Document]) -> None:
+    With `conversations` the text of one is its messages, read from its `meta` as from a line.
+    """
+
+    def __init__(self, documents: Iterable[Document], *, conversations: bool = False) -> None:
         self._documents = documents
+        self._conversations = conversations
         self.sha256 = hashlib.sha256()
         self.num_lines = 0
         self.num_bytes = 0
@@ -184,12 +195,7 @@ class ObjectReader:
         batch = TextBatch()
         num_documents = num_bytes = 0
         for place, document in enumerate(self._documents):
-            bad = "empty text" if not document.text or document.text.isspace() else ""
-            try:
-                text = document.text.encode("utf-8")
-            except UnicodeEncodeError:
-                text = document.text.encode("utf-8", errors="surrogatepass")
-                bad = "lone surrogate"
+            text, bad = self._text(document)
             for value in (document.id.encode("utf-8", errors="surrogatepass"), text):
                 self.sha256.update(len(value).to_bytes(8, "little") + value)
             if bad:
@@ -208,6 +214,19 @@ class ObjectReader:
         self.num_bytes += num_bytes
         if num_documents:
             yield batch
+
+    def _text(self, document: Document) -> tuple[bytes, str]:
+        """UTF-8 of what is tokenized, and why it is no document; empty: it is one."""
+        if self._conversations:
+            try:
+                return conversation_utf8({**document.meta, "id": document.id})[1], ""
+            except BadLine as bad:
+                return b"", str(bad)
+        bad_text = "empty text" if not document.text or document.text.isspace() else ""
+        try:
+            return document.text.encode("utf-8"), bad_text
+        except UnicodeEncodeError:
+            return document.text.encode("utf-8", errors="surrogatepass"), "lone surrogate"
 
 
 def document_keys(shuffle_seed: int, file_numbers: Sequence[int], places: Sequence[int]) -> npt.NDArray[np.uint64]:
@@ -229,11 +248,22 @@ def document_keys(shuffle_seed: int, file_numbers: Sequence[int], places: Sequen
     return state ^ (state >> np.uint64(31))
 
 
-def spill_schema(dtype: np.dtype[Any]) -> Any:
+def spill_schema(dtype: np.dtype[Any], masked: bool = False) -> Any:
     """Arrow schema of a spill: a shard's, and the key."""
     import pyarrow as pa
 
-    return shard_schema(dtype).append(pa.field("key", pa.uint64(), nullable=False))
+    return shard_schema(dtype, masked).append(pa.field("key", pa.uint64(), nullable=False))
+
+
+def stretches(borders: Sequence[npt.NDArray[np.uint32]]) -> Any:
+    """The column `scored` of documents with these borders."""
+    import pyarrow as pa
+
+    offsets = np.zeros(len(borders) + 1, dtype=np.int64)
+    np.cumsum([len(one) for one in borders], out=offsets[1:])
+    values = np.concatenate(borders) if borders else np.empty(0, dtype=np.uint32)
+    kind = shard_schema(np.dtype(np.uint16), masked=True).field("scored").type
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values, pa.uint32()), type=kind)
 
 
 def scatter(
@@ -257,7 +287,8 @@ def prepare_tokenizer(task: Task) -> None:
 
 def run_unit(task: Task, unit: Unit, report: Report) -> dict[str, Any]:
     """Tokenize a unit into its spill; returns its record, which stands in the work folder as well."""
-    return run_readers(task, unit.index, [(number, TextReader(part)) for number, part in unit.parts], report)
+    readers = [(number, TextReader(part, conversations=task.chat is not None)) for number, part in unit.parts]
+    return run_readers(task, unit.index, readers, report)
 
 
 def run_readers(
@@ -272,7 +303,7 @@ def run_readers(
     with (
         contextlib.ExitStack() as stack,
         atomic_file(task.spill(index), "wb") as file,
-        pa.ipc.new_file(file, spill_schema(task.tokenizer.dtype)) as writer,
+        pa.ipc.new_file(file, spill_schema(task.tokenizer.dtype, task.chat is not None)) as writer,
     ):
         run = _UnitRun(task, index, writer, stack, report)
         for part, (number, reader) in enumerate(readers):
@@ -292,12 +323,14 @@ class _UnitRun:
     def __init__(self, task: Task, index: int, writer: Any, stack: contextlib.ExitStack, report: Report) -> None:
         self._task, self._index, self._writer, self._stack, self._report = task, index, writer, stack, report
         self._rejects_file: IO[str] | None = None
-        self._before = [task.tokenizer.bos_id] * task.add_bos
-        self._after = [task.tokenizer.eos_id] * task.add_eos
+        # Of conversations the encoder knows which of the two the template has written.
+        self._before = [task.tokenizer.bos_id] * (task.add_bos and task.chat is None)
+        self._after = [task.tokenizer.eos_id] * (task.add_eos and task.chat is None)
         self._last_report = time.monotonic()
         self._lines_per_part: list[int] = []
         self._reasons: dict[str, int] = {}
         self._skipped: dict[str, int] = {}
+        self._conversations: dict[str, int] = {}
         self.rejected = 0
         self._worst = (0, 0)
         self._num_bytes = self._lines = self._documents = self._tokens = self._text_bytes = 0
@@ -305,6 +338,7 @@ class _UnitRun:
         # tokens of each document, the bytes of its text, and its key.
         self._ids: list[str] = []
         self._batches: list[tuple[npt.NDArray[Any], ...]] = []
+        self._scored: list[npt.NDArray[np.uint32]] = []
         self._chunk_tokens = 0
 
     def read(self, part: int, file_number: int, reader: TextReader | ObjectReader) -> None:
@@ -331,8 +365,8 @@ class _UnitRun:
         self._reasons[reason] = self._reasons.get(reason, 0) + 1
         self.rejected += 1
 
-    def _skip(self, reason: str) -> None:
-        self._skipped[reason] = self._skipped.get(reason, 0) + 1
+    def _skip(self, reason: str, count: int = 1) -> None:
+        self._skipped[reason] = self._skipped.get(reason, 0) + count
 
     def _end_batch(self, file_number: int, batch: TextBatch) -> None:
         if batch.texts:
@@ -354,9 +388,28 @@ class _UnitRun:
     def _excess(self, counts: tuple[int, int]) -> float:
         return counts[1] - self._task.max_reject_rate * counts[0]
 
+    def _encode_conversations(self, batch: TextBatch) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Ids, number of them, and bytes of scored text of the conversations in `batch`, which keeps those alone."""
+        task = self._task
+        assert task.chat is not None, "the documents are conversations"
+        found = task.chat.encode(task.tokenizer, batch.texts, add_bos=task.add_bos, add_eos=task.add_eos)
+        for reason, count in found.skipped.items():
+            self._skip(reason, count)
+        for what, count in found.counts.items():
+            self._conversations[what] = self._conversations.get(what, 0) + count
+        batch.ids = [batch.ids[i] for i in found.kept]
+        batch.places = [batch.places[i] for i in found.kept]
+        self._scored += found.runs
+        flat = np.concatenate(found.ids) if found.ids else np.empty(0, dtype=task.tokenizer.dtype)
+        lengths = np.fromiter(map(len, found.ids), np.int64, len(found.ids))
+        return flat, lengths, np.array(found.num_bytes, dtype=np.uint64)
+
     def _encode_batch(self, file_number: int, batch: TextBatch) -> None:
-        flat, lengths = self._task.tokenizer.encode_utf8(batch.texts)
-        text_lengths = np.fromiter(map(len, batch.texts), np.uint64, len(batch.texts))
+        if self._task.chat is None:
+            flat, lengths = self._task.tokenizer.encode_utf8(batch.texts)
+            text_lengths = np.fromiter(map(len, batch.texts), np.uint64, len(batch.texts))
+        else:
+            flat, lengths, text_lengths = self._encode_conversations(batch)
         ids, places = batch.ids, batch.places
         if not lengths.all():
             kept = np.flatnonzero(lengths)
@@ -400,13 +453,15 @@ class _UnitRun:
         for flat, of_batch, *_ in self._batches:
             scatter(tokens, starts[first : first + len(of_batch)], flat, np.cumsum(of_batch))
             first += len(of_batch)
-        schema = spill_schema(tokens.dtype)
+        schema = spill_schema(tokens.dtype, self._task.chat is not None)
         columns = [
             pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens), type=schema.field("tokens").type),
             pa.array(text_lengths[order]),
             pa.array(self._ids, pa.large_string()).take(pa.array(order)),
+            *([] if self._task.chat is None else [stretches([self._scored[i] for i in order.tolist()])]),
             pa.array(keys[order]),
         ]
+        self._scored = []
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
         self._ids, self._batches, self._chunk_tokens = [], [], 0
 
@@ -420,7 +475,8 @@ class _UnitRun:
         return Progress(self._num_bytes, self._lines, self._documents, self._tokens, self.rejected, self._worst)
 
     def record(self) -> dict[str, Any]:
-        return {
+        conversations = {} if self._task.chat is None else {"conversations": self._conversations}
+        return conversations | {
             "documents": self._documents,
             "tokens": self._tokens,
             "bytes": self._text_bytes,

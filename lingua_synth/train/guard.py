@@ -52,6 +52,11 @@ class Guard:
             raise ValueError(f"{reason}, after {self._in_a_row - 1} steps skipped in a row (synth.guard.max_skipped)")
         return reason
 
+    def leave_out(self, reason: str) -> str:
+        """Count a step in which there is nothing to learn; returns `reason`. It says nothing of the next one."""
+        self.num_skipped += 1
+        return reason
+
     def _above(self, now: dict[str, float]) -> str | None:
         for name, past in self._past.items():
             if len(past) == self._args.window:

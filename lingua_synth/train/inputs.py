@@ -76,6 +76,43 @@ def refuse_other_vocabulary(sources: Mapping[str, TokenSource], domains: Mapping
             )
 
 
+# What a checkpoint keeps of the chat template of its sources: enough to export the model with it.
+_CHAT_KEYS = ("name", "template", "template_sha256", "special_tokens", "bos_token", "eos_token", "system_role")
+
+
+def chat_of(sources: Mapping[str, TokenSource]) -> dict[str, Any] | None:
+    """The chat template that conversations among the sources were written by, with the ids of the tokens that end an
+    answer (`end_ids`); None where there are no conversations. ValueError for two templates: a model is asked in one.
+    """
+    found: dict[str, Any] | None = None
+    first, ends = "", set()
+    for name, source in sources.items():
+        if not source.is_masked:
+            continue
+        chat = {key: source.manifest["chat"][key] for key in _CHAT_KEYS}
+        if found is None:
+            found, first = chat, name
+        same = [key for key in ("template_sha256", "special_tokens", "bos_token", "eos_token", "system_role")]
+        if any(chat[key] != found[key] for key in same):
+            raise ValueError(
+                f"sources {first!r} and {name!r} were written by different chat templates ({found['name']}, "
+                f"{chat['name']}), and a model is asked in one: tokenize {name!r} again with the other's chat_template"
+            )
+        counted = source.manifest.get("conversations", {})
+        ends |= {int(what.removeprefix("ends with ")) for what in counted if what.startswith("ends with ")}
+    return None if found is None else found | {"end_ids": sorted(ends)}
+
+
+def refuse_conversations(sources: Mapping[str, TokenSource]) -> None:
+    """ValueError if a source holds conversations: Meta Lingua's loop scores every token."""
+    named = [name for name, source in sources.items() if source.is_masked]
+    if named:
+        raise ValueError(
+            f"source {', '.join(map(repr, named))} holds conversations, of which only the answers are to be learned; "
+            "Meta Lingua's loop scores every token and averages each micro-batch by itself. Use host=native"
+        )
+
+
 def fit_to_sources(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size: int) -> TrainArgs:
     """The resolved config, with fewer steps where synth.on_exhaustion is stop and the sources end before.
 

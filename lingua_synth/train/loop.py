@@ -7,7 +7,8 @@ from its newest checkpoint and ends with the same numbers (bit-equal on the CPU)
 
 A step: `grad_acc_steps` micro-batches of `batch_size` sequences on each rank, one exchange of gradients, the guard's
 judgement, one update. The loss of a step is the mean over its tokens, whatever the split into ranks and micro-batches,
-so 1 rank x 2 micro-batches and 2 ranks x 1 train alike, on whole models (DDP) and on sharded ones (FSDP2).
+so 1 rank x 2 micro-batches and 2 ranks x 1 train alike, on whole models (DDP) and on sharded ones (FSDP2). Where
+sources hold conversations, it is the mean over the step's scored tokens: the answers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from lingua_synth.config import to_dict
 from lingua_synth.evaluate import DomainSums
 from lingua_synth.evaluate.scoring import Scores
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
-from lingua_synth.mixture import MixtureLoader
+from lingua_synth.mixture import Batch, MixtureLoader
+from lingua_synth.mixture.batch import IGNORED_LABEL
 from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
 from lingua_synth.model.counts import count_parameters
 from lingua_synth.model.distributed import Ranks, data_parallel
@@ -43,6 +45,7 @@ from lingua_synth.train.guard import Guard
 from lingua_synth.train.host_memory import keep_freed_memory
 from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
+    chat_of,
     fit_to_sources,
     open_loader,
     open_shards,
@@ -80,6 +83,8 @@ class _Run:
     validation: MetricsFile | None
     trackers: Trackers | None
     step: int
+    scored_tokens: dict[str, int]
+    """By source, the scored tokens that were learned from up to the last log line; empty where all tokens are."""
     elapsed_before_s: float
     """Seconds of training before the checkpoint this process resumed from."""
     started: float
@@ -121,6 +126,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
+        chat_of(sources)
         held_out = HeldOut(args, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
@@ -191,6 +197,7 @@ def _prepare(
     )
     guard = Guard(args.synth.guard)
     step, elapsed_before_s, data_state = 0, 0.0, None
+    state: dict[str, Any] = {}
     if found:
         state = restore_checkpoint(found[-1], model, optimizer)
         step, data_state = state["step"], state["data_loader_state"]
@@ -208,6 +215,8 @@ def _prepare(
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", args.optim.lr)  # Lingua's scheduler looks for it in our checkpoints
     loader: MixtureLoader = open_loader(args, sources, ranks, data_state)
+    scored_before = state.get("scored_tokens", {})
+    scored_tokens = {name: scored_before.get(name, 0) for name in sources} if loader.is_masked else {}
     for notice in loader.plan.notices() if loader.plan else []:
         logger.info("mixture: %s", notice)
     counts = count_parameters(args.model)
@@ -239,6 +248,7 @@ def _prepare(
         validation=MetricsFile(run_dir / VALIDATION_METRICS, step) if is_main and held_out else None,
         trackers=Trackers(args, identity_sha256, step) if is_main else None,
         step=step,
+        scored_tokens=scored_tokens,
         elapsed_before_s=elapsed_before_s,
         started=time.perf_counter(),
     )
@@ -284,7 +294,7 @@ class _Window:
     """What has been seen since the last log line."""
 
     by_source: torch.Tensor
-    """fp64 [sources, 2]: summed nats and tokens of the steps that were kept, on this rank."""
+    """fp64 [sources, 2]: summed nats and scored tokens of the steps that were kept, on this rank."""
     started: float
     steps: int = 0
     data_s: float = 0.0
@@ -306,9 +316,9 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
 
         by_source, micro_loss = _forward_and_backward(run, window)
         grad_norm = clip_gradients(run.model, args.optim.clip)
-        step_loss, last_micro, norm, signal = _agree(run, by_source, micro_loss, grad_norm)
+        step_loss, num_scored, last_micro, norm, signal = _agree(run, by_source, micro_loss, grad_norm)
 
-        reason = _judge(run, step_loss, norm)
+        reason = _judge(run, step_loss, norm, num_scored)
         if reason is None:
             run.optimizer.step()
             window.by_source += by_source
@@ -337,14 +347,20 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
 
 
 def _forward_and_backward(run: _Run, window: _Window) -> tuple[torch.Tensor, torch.Tensor]:
-    """The micro-batches of one step: fp64 [sources, 2] summed nats and tokens, and the last micro-batch's mean loss."""
+    """The micro-batches of one step: fp64 [sources, 2] summed nats and scored tokens, and the last micro-batch's mean
+    loss."""
     args, device = run.args, run.ranks.device
     by_source = torch.zeros_like(window.by_source)
+    masked = _MaskedStep.read(run, window) if run.loader.is_masked else None
     for micro_step in range(args.grad_acc_steps):
         data_started = time.perf_counter()
-        batch = next(run.loader)
+        batch = next(run.loader) if masked is None else masked.batches[micro_step]
         block = batch.to_torch(device).long()
         tokens, labels = block[:, :-1], block[:, 1:]
+        scored = None
+        if batch.scored is not None:
+            scored = torch.from_numpy(batch.scored).to(device, non_blocking=True)
+            labels = labels.masked_fill(~scored, IGNORED_LABEL)
         source = torch.from_numpy(batch.source.astype(np.int64)).to(device, non_blocking=True)
         document = None
         if batch.document is not None:
@@ -356,36 +372,69 @@ def _forward_and_backward(run: _Run, window: _Window) -> tuple[torch.Tensor, tor
             losses = run.stepper(tokens, labels, document=document)
             # Not losses.mean(): the loss tells from this form's gradient, without waiting for the device, that all
             # tokens count alike.
-            micro_loss = losses.sum() / losses.numel()
-            (micro_loss / args.grad_acc_steps).backward()
+            if masked is None:
+                micro_loss = losses.sum() / losses.numel()
+                (micro_loss / args.grad_acc_steps).backward()
+            else:
+                summed = losses.sum()
+                (summed * masked.weight).backward()
+                micro_loss = summed * masked.weight_of_last
         nats = losses.detach().double().sum(1)
         by_source[:, 0].index_add_(0, source, nats)
-        by_source[:, 1].index_add_(0, source, torch.full_like(nats, args.data.seq_len))
+        num_scored = torch.full_like(nats, args.data.seq_len) if scored is None else scored.double().sum(1)
+        by_source[:, 1].index_add_(0, source, num_scored)
     return by_source, micro_loss.detach()
+
+
+@dataclass(frozen=True)
+class _MaskedStep:
+    """The micro-batches of a step of which only some tokens are scored: read before the first one is trained on, since
+    every loss is divided by the scored tokens of them all, on all ranks."""
+
+    batches: list[Batch]
+    weight: torch.Tensor
+    """What a scored token's loss is multiplied by. Ranks average their gradients, so it is their number over the scored
+    tokens of the step; 0 where there are none."""
+    weight_of_last: torch.Tensor
+    """The same over the last micro-batches alone."""
+
+    @classmethod
+    def read(cls, run: _Run, window: _Window) -> _MaskedStep:
+        """This rank's batches of the next step. All ranks call it."""
+        started = time.perf_counter()
+        batches = [next(run.loader) for _ in range(run.args.grad_acc_steps)]
+        window.data_s += time.perf_counter() - started
+        counts = [int(batch.scored.sum()) for batch in batches if batch.scored is not None]
+        mine = torch.tensor([sum(counts), counts[-1]], dtype=torch.float64, device=run.ranks.device)
+        both = run.ranks.sum(mine)
+        weights = torch.where(both > 0, run.ranks.size / both.clamp(min=1), 0).float()
+        return cls(batches, weights[0], weights[1])
 
 
 def _agree(
     run: _Run, by_source: torch.Tensor, micro_loss: torch.Tensor, grad_norm: torch.Tensor
-) -> tuple[float, float, float, int]:
-    """Loss of the step and of its last micro-batches over all ranks, gradient norm, and a signal that any rank got.
+) -> tuple[float, int, float, float, int]:
+    """Over all ranks: loss of the step, its scored tokens, loss of its last micro-batches; gradient norm, and a signal
+    that any rank got.
 
     The one place of a step where the host waits for the device.
     """
     signal = torch.tensor(float(run.preemption.signal), dtype=torch.float64, device=by_source.device)
-    shared = run.ranks.sum(torch.stack([by_source[:, 0].sum(), micro_loss.double(), signal]))
-    nats, micro, signals, norm = torch.cat([shared, grad_norm.double().reshape(1)]).tolist()
+    shared = run.ranks.sum(torch.stack([by_source[:, 0].sum(), by_source[:, 1].sum(), micro_loss.double(), signal]))
+    nats, tokens, micro, signals, norm = torch.cat([shared, grad_norm.double().reshape(1)]).tolist()
     # Ranks that a launcher tells to leave all get the same signal: the sum only has to say whether any did.
     number = run.preemption.signal or int(signals > 0) * 15
-    return nats / run.tokens_per_step, micro / run.ranks.size, norm, number
+    return nats / max(tokens, 1), int(tokens), micro / run.ranks.size, norm, number
 
 
-def _judge(run: _Run, loss: float, grad_norm: float) -> str | None:
-    """The guard's reason to skip this step; the batch is named in the log, or in the ValueError that stops the run."""
+def _judge(run: _Run, loss: float, grad_norm: float, num_scored: int) -> str | None:
+    """The reason to skip this step: the guard's, or that nothing in it is to be learned. The batch is named in the log,
+    or in the ValueError that stops the run."""
     per_step = run.tokens_per_step // run.args.data.seq_len
     first = run.step * per_step
     where = f"at step {run.step + 1} (global sequences {first}..{first + per_step - 1})"
     try:
-        reason = run.guard.judge(loss, grad_norm)
+        reason = run.guard.judge(loss, grad_norm) if num_scored else run.guard.leave_out("no token of it is scored")
     except ValueError as error:
         run.writer.close()
         run.logger.error(f"stopped {where}: {error}")
@@ -405,11 +454,15 @@ def _is_due(step: int, every: int) -> bool:
 def _log(run: _Run, window: _Window, lr: float, grad_norm: float, last_micro: float, bar: tqdm) -> None:
     """Write one line of metrics. All ranks call it."""
     by_source = run.ranks.sum(window.by_source).cpu().numpy()
+    for name, num_scored in zip(run.sources, by_source[:, 1].tolist(), strict=True):
+        if run.scored_tokens:
+            run.scored_tokens[name] += int(num_scored)
     if run.metrics is None or run.trackers is None:
         return
     seconds = time.perf_counter() - window.started
     seen = Interval(window.steps, seconds, window.data_s, by_source[:, 0], by_source[:, 1], lr, grad_norm, last_micro)
     record = metrics_line(run.args, run.sources, run.loader, run.step, run.ranks.size, seen)
+    record |= {f"data/scored_tokens/{name}": count for name, count in run.scored_tokens.items()}
     if run.guard.num_skipped:
         record["guard/skipped_steps"] = run.guard.num_skipped
     run.metrics.write(record)
@@ -431,7 +484,11 @@ def _save(run: _Run) -> None:
         "scheduler": _scheduler_state(run),
         "guard": run.guard.state_dict(),
     }
-    run.writer.save(run.step, run.model, run.optimizer, params=to_dict(run.args), train_state=state)
+    params = to_dict(run.args)
+    if run.loader.is_masked:
+        state["scored_tokens"] = dict(run.scored_tokens)
+        params["chat"] = chat_of(run.sources)
+    run.writer.save(run.step, run.model, run.optimizer, params=params, train_state=state)
 
 
 def _scheduler_state(run: _Run) -> dict[str, Any]:
@@ -484,6 +541,7 @@ def _finish(run: _Run) -> dict[str, Any]:
         num_gpus=run.ranks.size if run.ranks.device.type == "cuda" else 0,
         elapsed_s=run.elapsed_s,
         num_skipped=run.guard.num_skipped,
+        scored_tokens=run.scored_tokens,
         identity_sha256=run.identity_sha256,
     )
     if run.ranks.is_main:

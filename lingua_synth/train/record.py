@@ -30,7 +30,7 @@ class Interval:
     nats: Any
     """fp64 [sources]: summed losses of the steps that were kept."""
     tokens: Any
-    """fp64 [sources]."""
+    """fp64 [sources]: those that were scored, of conversations their answers', else all."""
     lr: float
     """Of the last step, as the next two."""
     grad_norm: float
@@ -112,9 +112,11 @@ def result_row(
     num_gpus: int,
     elapsed_s: float,
     num_skipped: int,
+    scored_tokens: Mapping[str, int] | None = None,
     identity_sha256: str,
 ) -> dict[str, Any]:
-    """The run's row of the runs table; averages over domains are in it beside each domain's own."""
+    """The run's row of the runs table; averages over domains are in it beside each domain's own. `scored_tokens`: of a
+    run whose sources say which are, those that it learned from, by source."""
     counts = count_parameters(args.model)
     num_sequences = num_tokens // args.data.seq_len
     accounting = loader.accounting(num_sequences)
@@ -139,6 +141,9 @@ def result_row(
         row[f"tokens_{name}"] = tokens
         row[f"unique_tokens_{name}"] = min(tokens, source.num_tokens)
         row[f"epochs_{name}"] = float(accounting[name].epochs)
+    if scored_tokens:
+        row["scored_tokens"] = sum(scored_tokens.values())
+        row |= {f"scored_tokens_{name}": count for name, count in scored_tokens.items()}
     row |= {"seed": args.seed, "schedule": schedule_name(args)}
     if sums:
         row |= summarize(sums)
