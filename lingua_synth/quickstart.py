@@ -259,8 +259,7 @@ def _mixture_name(percent: int) -> str:
 
 
 def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int, Fraction]) -> list[PlannedRun]:
-    from lingua_synth.mixture.args import SourceArgs
-    from lingua_synth.study import LaunchArgs, MixtureArgs, StudyArgs, launch, plan_study
+    from lingua_synth.study import LaunchArgs, MixtureArgs, StudyArgs, StudySourceArgs, launch, plan_study
 
     tokens = Path(args.out) / "tokens"
     mixtures = {}
@@ -274,7 +273,7 @@ def _train(args: QuickstartArgs, domains: Mapping[str, str], ratios: Mapping[int
         sizes=args.sizes,
         budgets=args.budgets,
         mixtures=mixtures,
-        sources={name: SourceArgs(path=str(tokens / name)) for name in sorted(names)},
+        sources={name: StudySourceArgs(path=str(tokens / name)) for name in sorted(names)},
         seeds=[args.seed],
         train={
             "data": {"seq_len": args.seq_len, "batch_size": GLOBAL_BATCH_TOKENS // args.seq_len},

@@ -124,7 +124,8 @@ def _short(plan: MixturePlan) -> str:
 def in_words(tokens: int) -> str:
     """A count of tokens with three digits: 134B, 1.05M."""
     for factor, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if tokens >= factor:
+        # 999,950,000 is 1B, not 1e+03M.
+        if tokens >= 0.9995 * factor:
             return f"{tokens / factor:.3g}{unit}"
     return str(tokens)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lingua_synth.config import HELP_FLAGS, help_text, parse_args
-from lingua_synth.study.plan import PlannedRun, StudyArgs, plan_study
+from lingua_synth.config import HELP_FLAGS, help_text
+from lingua_synth.study.args import StudyArgs, parse_study
+from lingua_synth.study.plan_command import plan
 
 ACTIONS = ("plan", "launch", "status", "collect")
 
@@ -26,14 +27,4 @@ def main(argv: Sequence[str]) -> int:
             "status": runs_command.status_main,
             "collect": runs_command.collect_main,
         }[action](words)
-    _print_plan(plan_study(parse_args(StudyArgs, words, prog="lingua-synth study plan")))
-    return 0
-
-
-def _print_plan(runs: list[PlannedRun]) -> None:
-    for run in runs:
-        print(f"{run.run_id:50} {run.args.synth.tokens or 0:>16,} tokens  {run.flops:.3g} FLOPs")
-    print(
-        f"{len(runs)} runs, {sum(run.args.synth.tokens or 0 for run in runs):,} tokens, "
-        f"{sum(run.flops for run in runs):.3g} FLOPs"
-    )
+    return plan(parse_study(words, prog="lingua-synth study plan"))

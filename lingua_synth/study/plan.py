@@ -1,60 +1,57 @@
-"""From a study's YAML to its list of runs.
+"""From a study to its list of runs, each with what it needs and costs.
 
-A study is a grid: sizes x budgets x mixtures x seeds. Each cell is one `TrainArgs` with a name made of its
-coordinates, so the
-same YAML always gives the same runs in the same folders. Planning reads manifests, never tokens, and refuses a study
-of which one run needs more unique tokens than its sources hold.
+    StudyArgs -> cells (grid.py) -> one `TrainArgs` a cell, resolved -> tokens per source, FLOPs, hours, memory, disk
+
+A run's name is made of its coordinates, so the same YAML always gives the same runs in the same folders. Planning reads
+manifests, never tokens, and refuses a study of which one run needs more unique tokens than its sources hold. A draft
+may be planned before there are shards: sources then hold what the YAML declares, or what is not known.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lingua_synth.config import build_args, to_dict
+from lingua_synth.config import build_args
 from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
 from lingua_synth.mixture.args import SourceArgs, build_mixture
+from lingua_synth.mixture.plan import MixturePlan
+from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.model.counts import flops_per_token
-from lingua_synth.study.launch_args import LaunchArgs
+from lingua_synth.model.presets import preset
+from lingua_synth.study.args import GridArgs, StudyArgs
+from lingua_synth.study.grid import Budget, Cell, plan_cells
+from lingua_synth.study.ladder import branch_off, lay_ladder
+from lingua_synth.study.pricing import (
+    MemoryFit,
+    Throughput,
+    build_throughput,
+    checkpoint_bytes,
+    gpu_memory,
+    memory_fit,
+    num_checkpoints,
+    parse_calibration,
+)
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.folder import RESULT
 
 
-@dataclass
-class MixtureArgs:
-    """One mixture of the study."""
+@dataclass(frozen=True)
+class SourceNeed:
+    """What a run reads of a source."""
 
-    ratios: dict[str, str] = field(default_factory=dict)
-    """Source name to its exact share of the training tokens, e.g. "2/3"; they sum to 1."""
-
-
-@dataclass
-class StudyArgs:
-    """A grid of trainings: every size with every budget, mixture and seed."""
-
-    out: str = ""
-    """Folder of the study: runs/<run_id>/ and runs.csv."""
-    sizes: list[str] = field(default_factory=list)
-    """Presets, by name."""
-    budgets: list[int] = field(default_factory=list)
-    """Training budgets D in tokens."""
-    mixtures: dict[str, MixtureArgs] = field(default_factory=dict)
-    """Mixtures by name."""
-    sources: dict[str, SourceArgs] = field(default_factory=dict)
-    """Sources the mixtures draw from; `ratio` is left to the mixtures."""
-    seeds: list[int] = field(default_factory=lambda: [42])
-    """Seeds of initialization and data order."""
-    train: dict[str, Any] = field(default_factory=dict)
-    """What all runs share: keys of the training config."""
-    num_gpus: int = 1
-    """GPUs a run trains on; with train.synth.device cpu a run is one process and takes none."""
-    launch: LaunchArgs = field(default_factory=LaunchArgs)
-    """Where the runs are trained, and how many at a time."""
+    name: str
+    tokens: int
+    """Training tokens from it, repeats counted."""
+    epochs: float | None
+    """Passes over it; None where its length is not known."""
 
 
 @dataclass(frozen=True)
@@ -63,105 +60,335 @@ class PlannedRun:
 
     args: TrainArgs
     flops: int
-    """Training FLOPs of this run alone, by `model.counts.flops_per_token`."""
+    """Training FLOPs that this run does itself, by `model.counts.flops_per_token`; a branch's are those of its
+    decay."""
     gpu_hours: float | None = None
-    """Expected time on all its GPUs together; None where no throughput was calibrated."""
+    """Expected hours summed over its GPUs (on a CPU, of its one process); None where no throughput was calibrated."""
     num_gpus: int = 0
     """GPUs (ranks) it trains on; 0 is one process on the CPU."""
     after: tuple[str, ...] = ()
     """Run ids of this study that must be finished before it starts."""
+    grids: tuple[str, ...] = ()
+    """Names of the grids that hold it."""
+    budget: str = ""
+    """The budget as it stands in its name, 50B."""
+    needs: tuple[SourceNeed, ...] = ()
+    """What it reads, by source."""
+    resolved: TrainArgs | None = field(default=None, repr=False, compare=False)
+    """`args` with presets, budget and warm-up written out."""
+    memory: MemoryFit | None = field(default=None, repr=False)
+    """Its memory on the study's GPU; None where no GPU is named, or the loss is one whose memory is not known."""
 
     @property
     def run_id(self) -> str:
+        """Its name, unique within the study."""
         return self.args.name
 
     @property
     def is_finished(self) -> bool:
+        """Whether its folder holds a result."""
         return (Path(self.args.dump_dir) / RESULT).is_file()
 
+    @property
+    def tokens(self) -> int:
+        """D: the training tokens behind its last step, a trunk's included."""
+        return self.args.synth.tokens or 0
 
-def run_id(mixture: str, size: str, tokens: int, seed: int) -> str:
-    """Name of a cell, unique within its study, e.g. natural-nano-107k-d262144-s42."""
-    return f"{mixture}-{size}-d{tokens}-s{seed}"
+    @property
+    def steps(self) -> int:
+        """Optimizer steps behind its last step, a trunk's included."""
+        return self.resolved.steps if self.resolved else 0
+
+    @property
+    def disk_bytes(self) -> int:
+        """Most that its checkpoints take at once."""
+        return num_checkpoints(self.resolved) * checkpoint_bytes(self.resolved.model) if self.resolved else 0
 
 
-def plan_study(study: StudyArgs) -> list[PlannedRun]:
-    """Every run of the grid, cheapest first within its mixture, mixtures in the order of the YAML.
+def plan_study(study: StudyArgs, *, draft: bool = False) -> list[PlannedRun]:
+    """Every run of the study, cheapest first within its mixture, grids and mixtures in the order of the YAML.
 
-    Raises ValueError for an empty axis, an unknown size or source, ratios that do not sum to 1, a budget that is no
-    whole number of steps, and a source too small for a run (with the numbers).
+    A cell of two grids is one run. With `draft` the shards and `out` may be missing: sources hold the tokens that the
+    YAML declares, or are not judged where it does not.
+
+    Raises ValueError for an empty axis, an unknown size or source, ratios that do not sum to 1, an integer budget that
+    is no whole number of steps, a rule that holds for no cell, one name for two different runs, and sources too small
+    for a run (with the numbers, and how many runs ask too much).
     """
-    if study.num_gpus < 1:
-        raise ValueError(f"num_gpus is what a run trains on, at least 1; got {study.num_gpus}. CPU: synth.device cpu")
-    for axis in ("sizes", "budgets", "mixtures", "sources", "seeds"):
-        if not getattr(study, axis):
-            raise ValueError(f"the study's {axis} are empty: name at least one")
-    if not study.out:
-        raise ValueError("out is not set: give the folder for the study, e.g. out=runs/study")
-    manifests = {name: _manifest(name, source) for name, source in study.sources.items()}
-    runs: dict[str, PlannedRun] = {}
-    for mixture_name, mixture in study.mixtures.items():
-        for name in mixture.ratios:
-            if name not in study.sources:
+    return StudyPlanner(study, draft).plan()
+
+
+class StudyPlanner:
+    """Plans one study; what its runs share is computed once."""
+
+    def __init__(self, study: StudyArgs, draft: bool = False) -> None:
+        """Read the manifests. ValueError as `plan_study` raises it."""
+        if study.num_gpus < 1:
+            raise ValueError(
+                f"num_gpus is what a run trains on, at least 1; got {study.num_gpus}. CPU: synth.device cpu"
+            )
+        if study.gpu:
+            gpu_memory(study.gpu)
+        self.cells = plan_cells(study)
+        if not study.out and not draft:
+            raise ValueError("out is not set: give the folder for the study, e.g. out=runs/study")
+        self.study = study
+        self._manifests = {name: _manifest(name, source, draft) for name, source in study.sources.items()}
+        self.available = {name: self._num_tokens(name) for name in study.sources}
+        self._bases: dict[tuple[str, tuple[str, ...]], tuple[TrainArgs, int]] = {}
+        self._speeds = parse_calibration(study.calibrate) if study.calibrate else {}
+        self._infeasible: dict[str, tuple[float, str]] = {}
+        self._plan_report = functools.lru_cache(maxsize=None)(self._uncached_plan_report)
+        self._resolve = functools.lru_cache(maxsize=None)(self._uncached_resolve)
+
+    def plan(self) -> list[PlannedRun]:
+        """See `plan_study`."""
+        runs: dict[str, PlannedRun] = {}
+        for run in self._runs(self.cells):
+            there = runs.get(run.run_id)
+            if there is None:
+                runs[run.run_id] = run
+            elif there.args == run.args:
+                runs[run.run_id] = dataclasses.replace(there, grids=there.grids + run.grids)
+            else:
                 raise ValueError(
-                    f"mixture {mixture_name!r} draws from {name!r}, which is no source of the study; "
-                    f"there are: {', '.join(study.sources)}"
+                    f"grids {', '.join(there.grids)} and {run.grids[0]} both make a run {run.run_id}, with different "
+                    f"settings; give one of them a suffix, e.g. grids.{run.grids[0]}.suffix=-other"
                 )
-        cells = []
-        for size in study.sizes:
-            for tokens in study.budgets:
-                for seed in study.seeds:
-                    cells.append(_plan_run(study, mixture_name, mixture, size, tokens, seed, manifests))
-        for cell in sorted(cells, key=lambda cell: cell.flops):
-            if cell.run_id in runs:
-                raise ValueError(f"the study names the run {cell.run_id} twice: a size, budget or seed is repeated")
-            runs[cell.run_id] = cell
-    return list(runs.values())
+        self._refuse_infeasible(len(runs))
+        return list(runs.values())
+
+    def used(self, runs: Iterable[PlannedRun]) -> list[str]:
+        """Sources that some run draws from, in the study's order."""
+        names = {need.name for run in runs for need in run.needs}
+        return [name for name in self.study.sources if name in names]
+
+    def origin(self, name: str) -> str:
+        """How the length of a source is known: from its shards, declared, or unknown."""
+        if self._manifests[name] is not None:
+            return "shards"
+        return "unknown" if self.available[name] is None else "declared"
+
+    def _runs(self, cells: list[Cell]) -> list[PlannedRun]:
+        """The runs of all cells; those of one grid and mixture cheapest first."""
+        groups: dict[tuple[str, str], list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault((cell.grid, cell.mixture), []).append(cell)
+        found: list[PlannedRun] = []
+        for members in groups.values():
+            straight = [self._plan_cell(cell) for cell in members if not cell.is_ladder]
+            rungs: dict[tuple[Any, ...], list[Cell]] = {}
+            for cell in members:
+                if cell.is_ladder:
+                    rungs.setdefault((cell.size, cell.seed, cell.overrides), []).append(cell)
+            laddered = [run for ladder in rungs.values() for run in self._plan_ladder(ladder)]
+            found += sorted([*straight, *laddered], key=lambda run: run.flops)
+        return found
+
+    # --- one run ---
+
+    def _plan_cell(self, cell: Cell) -> PlannedRun:
+        return self._planned(cell, self._cell_args(cell))
+
+    def _plan_ladder(self, cells: list[Cell]) -> list[PlannedRun]:
+        """The trunk, which is the largest budget, and a branch for each other one."""
+        cells = sorted(cells, key=lambda cell: cell.budget.tokens)
+        given = [self._cell_args(cell) for cell in cells]
+        num_gpus = self._num_gpus(cells[0])
+        steps = [(args.synth.tokens or 0) // _step_tokens(args, max(1, num_gpus)) for args in given]
+        ladder = lay_ladder(given, steps)
+        runs = [self._planned(cells[-1], ladder[-1])]
+        for cell, args in zip(cells[:-1], ladder[:-1], strict=True):
+            branched, first = branch_off(args, ladder[-1], steps[cells.index(cell)])
+            runs.append(self._planned(cell, branched, after=ladder[-1].name, first_step=first))
+        return runs
+
+    def _cell_args(self, cell: Cell) -> TrainArgs:
+        base, num_gpus = self._base(cell)
+        tokens = _whole_steps(cell.budget, _step_tokens(base, max(1, num_gpus)))
+        sources = {}
+        for source, ratio in cell.ratios.items():
+            shared = self.study.sources[source]
+            sources[source] = SourceArgs(shared.path, str(ratio), shared.max_epochs, shared.documents)
+        name = cell.run_id
+        return dataclasses.replace(
+            base,
+            name=name,
+            dump_dir=str(Path(self.study.out) / "runs" / name),
+            seed=cell.seed,
+            data=dataclasses.replace(base.data, seed=cell.seed),
+            synth=dataclasses.replace(
+                base.synth, preset=cell.size, tokens=tokens, mixture=cell.mixture, sources=sources
+            ),
+        )
+
+    def _base(self, cell: Cell) -> tuple[TrainArgs, int]:
+        """(training config, GPUs) that the cell shares with others: the study's, the grid's, its overrides'."""
+        key = (cell.grid, cell.overrides)
+        if key not in self._bases:
+            grid = self.study.grids.get(cell.grid, GridArgs())
+            layers: list[tuple[str, Mapping[str, Any]]] = [("the study's train section", self.study.train)]
+            layers.append((f"grids.{cell.grid}.train", grid.train))
+            num_gpus = self.study.num_gpus
+            for rule in cell.overrides:
+                override = self.study.overrides[rule]
+                layers.append((f"overrides.{rule}.train", override.train))
+                num_gpus = num_gpus if override.num_gpus is None else override.num_gpus
+            if num_gpus < 1:
+                raise ValueError(f"overrides {', '.join(cell.overrides)} set num_gpus {num_gpus}; it is at least 1")
+            args = build_args(TrainArgs, *layers)
+            self._bases[key] = args, 0 if args.synth.device == "cpu" else num_gpus
+        return self._bases[key]
+
+    def _num_gpus(self, cell: Cell) -> int:
+        return self._base(cell)[1]
+
+    def _planned(self, cell: Cell, args: TrainArgs, *, after: str = "", first_step: int = 0) -> PlannedRun:
+        num_gpus = self._num_gpus(cell)
+        dp_size = max(1, num_gpus)
+        rates = (args.optim.warmup, tuple(args.synth.keep_steps), bool(after))
+        alike = (cell.grid, cell.overrides, cell.size, args.synth.tokens, *rates)
+        resolved = self._resolve(_Hashed(alike, args), dp_size)
+        num_sequences = resolved.steps * tokens_per_step(resolved, dp_size) // resolved.data.seq_len
+        plan = self._feasible_plan(args, num_sequences, resolved.data.seq_len)
+        per_token = flops_per_token(resolved.model, resolved.data.seq_len)
+        own_tokens = (resolved.steps - first_step) * tokens_per_step(resolved, dp_size)
+        speed = self.throughput(resolved.data.seq_len)
+        return PlannedRun(
+            args,
+            own_tokens * per_token,
+            gpu_hours=speed.gpu_hours(own_tokens, per_token) if speed else None,
+            num_gpus=num_gpus,
+            after=(after,) if after else (),
+            grids=(cell.grid,),
+            budget=cell.budget.label,
+            needs=tuple(
+                SourceNeed(line.name, line.planned_tokens, self._epochs(line.name, line.epochs))
+                for line in plan.sources
+            ),
+            resolved=resolved,
+            memory=memory_fit(resolved, self.study.gpu, dp_size) if self.study.gpu and num_gpus else None,
+        )
+
+    def _uncached_resolve(self, key: _Hashed, dp_size: int) -> TrainArgs:
+        try:
+            return resolve_args(key.value, dp_size=dp_size, vocab_size=self.vocab_size(key.value.synth.preset or ""))
+        except ValueError as error:
+            raise ValueError(f"run {key.value.name}: {error}") from None
+
+    # --- sources ---
+
+    def _num_tokens(self, name: str) -> int | None:
+        """What the source holds: its shards', else declared; None where it is not known."""
+        manifest = self._manifests[name]
+        if manifest is not None:
+            return int(manifest["tokens"])
+        declared = getattr(self.study.sources[name], "tokens", None)
+        return None if declared is None else parse_tokens(str(declared))
+
+    def _epochs(self, name: str, epochs: Fraction) -> float | None:
+        return None if self.available[name] is None else float(epochs)
+
+    def _feasible_plan(self, args: TrainArgs, num_sequences: int, seq_len: int) -> MixturePlan:
+        synth = args.synth
+        asked = tuple((name, source.ratio, source.max_epochs) for name, source in synth.sources.items())
+        try:
+            plan, problem = self._plan_report(_Hashed(asked, synth), repr(synth.stages), num_sequences, seq_len)
+        except ValueError as error:
+            raise ValueError(f"run {args.name}: {error}") from None
+        if problem:
+            over = max(line.planned_sequences / (line.limit_sequences or 1) for line in plan.sources)
+            self._infeasible[args.name] = over, problem
+        return plan
+
+    def _uncached_plan_report(
+        self, key: _Hashed, stages: str, num_sequences: int, seq_len: int
+    ) -> tuple[MixturePlan, str]:
+        synth = key.value
+        mixture = build_mixture(synth.sources, synth.stages, synth.on_exhaustion)
+        # A source of unknown length is taken to be as long as the whole run and one window more, which suffices.
+        endless = (num_sequences + 1) * seq_len + 1
+        counted = {name: count if (count := self.available[name]) is not None else endless for name in synth.sources}
+        plan = plan_report(counted, mixture, num_sequences, seq_len, schedule=synth.schedule, validate=False)
+        try:
+            plan.validate()
+        except ValueError as error:
+            return plan, str(error)
+        return plan, ""
+
+    def _refuse_infeasible(self, num_runs: int) -> None:
+        """ValueError if sources are too small for a run: the run that asks most, and how many others do."""
+        if not self._infeasible:
+            return
+        worst = max(self._infeasible, key=lambda name: self._infeasible[name][0])
+        message = f"run {worst}: {self._infeasible[worst][1]}"
+        if more := len(self._infeasible) - 1:
+            names = [name for name in self._infeasible if name != worst]
+            shown = ", ".join(names[:5]) + (f", and {more - 5} more" if more > 5 else "")
+            message += f"\n{more} of the study's {num_runs} runs ask too much as well: {shown}"
+        raise ValueError(
+            message + "\nOr leave such cells out: exclude.<name>.mixture=[...] exclude.<name>.budget=[...]"
+        )
+
+    # --- sizes and speeds ---
+
+    def vocab_size(self, size: str) -> int:
+        """Entries of the shards' tokenizer; before there are any, the study's, or the size's own."""
+        for manifest in self._manifests.values():
+            if manifest is not None:
+                return int(manifest["tokenizer"]["n_words"])
+        found = self.study.vocab_size or preset(size).vocab_size
+        if found < 1:
+            raise ValueError(
+                f"size {size} takes its vocabulary from the shards, and there are none yet: set vocab_size"
+            )
+        return found
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as one planning
+    def throughput(self, seq_len: int) -> Throughput | None:
+        """The calibrated speeds at `seq_len`; None without any."""
+        if not self._speeds:
+            return None
+        per_token = {}
+        for size in self._speeds:
+            model = preset(size)
+            vocab = model.vocab_size if model.vocab_size > 0 else self.vocab_size(size)
+            per_token[size] = flops_per_token(dataclasses.replace(model, vocab_size=vocab), seq_len)
+        return build_throughput(self._speeds, per_token)
 
 
-def _plan_run(
-    study: StudyArgs,
-    mixture_name: str,
-    mixture: MixtureArgs,
-    size: str,
-    tokens: int,
-    seed: int,
-    manifests: Mapping[str, dict[str, Any]],
-) -> PlannedRun:
-    name = run_id(mixture_name, size, tokens, seed)
-    cell = {
-        "name": name,
-        "dump_dir": str(Path(study.out) / "runs" / name),
-        "seed": seed,
-        "data": {"seed": seed},
-        "synth": {
-            "preset": size,
-            "tokens": tokens,
-            "mixture": mixture_name,
-            "sources": {
-                source: to_dict(dataclasses.replace(study.sources[source], ratio=str(ratio)))
-                for source, ratio in mixture.ratios.items()
-            },
-        },
-    }
-    args = build_args(TrainArgs, ("the study's train section", study.train), (f"run {name}", cell))
-    num_gpus = 0 if args.synth.device == "cpu" else study.num_gpus
-    dp_size = max(1, num_gpus)
-    tokenizer = next(iter(manifests.values()))["tokenizer"]
-    resolved = resolve_args(args, dp_size=dp_size, vocab_size=tokenizer["n_words"])
-    num_sequences = resolved.steps * tokens_per_step(resolved, dp_size) // resolved.data.seq_len
-    counted = {source: int(manifests[source]["tokens"]) for source in mixture.ratios}
+class _Hashed:
+    """A value that a cache finds again by another one, which stands for it."""
+
+    def __init__(self, key: tuple[Any, ...], value: Any) -> None:
+        self.key, self.value = key, value
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.key == other.key
+
+
+def _step_tokens(args: TrainArgs, dp_size: int) -> int:
+    return args.synth.global_batch_tokens or tokens_per_step(args, dp_size)
+
+
+def _whole_steps(budget: Budget, step_tokens: int) -> int:
+    """The budget in tokens: as it is where it was given exactly, else of the nearest whole number of steps."""
+    if budget.is_exact or step_tokens < 1:
+        return budget.tokens
+    return max(1, round(Fraction(budget.tokens, step_tokens))) * step_tokens
+
+
+def _manifest(name: str, source: SourceArgs, draft: bool) -> dict[str, Any] | None:
+    """The manifest of the source's shards; a draft does without those that are not there."""
+    path = Path(source.path) / MANIFEST
+    if draft and (not source.path or not path.is_file()):
+        return None
+    if not source.path:
+        raise ValueError(f"source {name!r}: sources.{name}.path is not set: the folder of its token shards")
     try:
-        planned = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
-        plan_report(counted, planned, num_sequences, resolved.data.seq_len, schedule=args.synth.schedule)
-    except ValueError as error:
-        raise ValueError(f"run {name}: {error}") from None
-    flops = tokens * flops_per_token(resolved.model, resolved.data.seq_len)
-    return PlannedRun(args, flops, num_gpus=num_gpus)
-
-
-def _manifest(name: str, source: SourceArgs) -> dict[str, Any]:
-    try:
-        return read_json(Path(source.path) / MANIFEST)
+        return read_json(path)
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}; make its shards with `lingua-synth tokenize`") from None

@@ -12,8 +12,10 @@ from typing import TypeVar
 
 from lingua_synth.config import HELP_FLAGS, help_text, parse_args, to_dict
 from lingua_synth.files import sha256_json
+from lingua_synth.study.args import StudyArgs, parse_study
 from lingua_synth.study.board import QueuedRun, queue, read_latest, read_plan
-from lingua_synth.study.plan import StudyArgs, plan_study
+from lingua_synth.study.ledger import register_study
+from lingua_synth.study.plan import plan_study
 
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ def launch_main(argv: Sequence[str]) -> int:
     if study.launch.dry_run:
         print(describe_launch(runs, study.launch, folder=study.out))
         return 0
+    register_study(study, runs)
     try:
         done = launch(runs, study.launch, folder=study.out, study_sha256=_sha256(study))
     except SystemExit as left:
@@ -135,7 +138,7 @@ def _sha256(study: StudyArgs) -> str:
 
 
 def _study(argv: Sequence[str], action: str) -> StudyArgs:
-    return parse_args(StudyArgs, argv, prog=f"lingua-synth study {action}")
+    return parse_study(argv, prog=f"lingua-synth study {action}")
 
 
 def _split(argv: Sequence[str], cls: type[T], action: str) -> tuple[T, StudyArgs]:

@@ -7,8 +7,6 @@ learning rate.
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,66 +18,14 @@ from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.folder import CONFIG, IDENTITY, METRICS, RESULT
-
-# What may differ between two calls for one run: it changes no number of the result, or none beyond rounding. A run may
-# go on with other ranks, sharded or not, and in the other host.
-_FREE_KEYS = (
-    "dump_dir",
-    "host",
-    "logging",
-    "env",
-    "profiling",
-    "gc_collect_freq",
-    "grad_acc_steps",
-    "data.batch_size",
-    "data.tokenizer",
-    "data.root_dir",
-    "data.sources",
-    "data.add_bos",
-    "data.add_eos",
-    "data.n_views",
-    "data.load_async",
-    "data.prefetch_size",
-    "distributed.fsdp_type",
-    "distributed.dp_shard",
-    "distributed.dp_replicate",
-    "distributed.compile",
-    "distributed.compile_cache_size_limit",
-    "distributed.selective_activation_checkpointing",
-    "distributed.detect_anomaly",
-    "distributed.spawn_method",
-    "checkpoint.dump",
-    "checkpoint.eval",
-    "checkpoint.path",
-    "synth.preset",
-    "synth.tokens",
-    "synth.global_batch_tokens",
-    "synth.warmup_ratio",
-    "synth.device",
-    "synth.prefetch",
-    "synth.mixture_change",
-    "synth.branch_from",
-    "synth.keep_steps",
-    "synth.attention",
-    "synth.loss",
-    "synth.reshard_after_forward",
-    "synth.async_checkpoint",
-    "synth.deterministic",
-    "synth.requeue",
-    "synth.evaluation.domain_set",
-    "synth.strict_upstream",
-    "synth.lingua_allow_unknown",
-)
+from lingua_synth.train.free_keys import without_free_keys
 
 
 def run_identity(
     args: TrainArgs, sources: Mapping[str, TokenSource], domains: Mapping[str, TokenSource], dp_size: int
 ) -> dict[str, Any]:
     """Everything that decides the run's numbers: its resolved config without paths, and its data's hashes."""
-    config = to_dict(args)
-    for key in _FREE_KEYS:
-        *sections, last = key.split(".")
-        functools.reduce(lambda section, name: section[name], sections, config).pop(last)
+    config = without_free_keys(to_dict(args))
     # Any split of the batch over ranks and micro-batches is the same run.
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
     for name, source in config["synth"]["sources"].items():
@@ -106,20 +52,7 @@ def _differences(ours: Any, theirs: Any, defaults: Any, prefix: str = "") -> lis
 
 def config_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """What two identities differ in, one phrase a key; keys that an earlier version lacked had today's defaults."""
-    return _differences(ours, _without_free_keys(theirs), to_dict(TrainArgs()))
-
-
-def _without_free_keys(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity of an earlier version, without what no longer belongs to it."""
-    identity = copy.deepcopy(identity)
-    for key in _FREE_KEYS:
-        *sections, last = key.split(".")
-        section: Any = identity
-        for name in sections:
-            section = section.get(name, {}) if isinstance(section, dict) else {}
-        if isinstance(section, dict):
-            section.pop(last, None)
-    return identity
+    return _differences(ours, without_free_keys(theirs), to_dict(TrainArgs()))
 
 
 # What a resumed run may change with synth.mixture_change=append.
@@ -137,12 +70,12 @@ def claim_folder(run_dir: Path, args: TrainArgs, identity: dict[str, Any], ranks
     if path.is_file() and _has_begun(run_dir):
         there = read_json(path)
         earlier = there.pop("earlier_mixtures", [])
-        different = _differences(identity, _without_free_keys(there), to_dict(TrainArgs()))
+        different = _differences(identity, without_free_keys(there), to_dict(TrainArgs()))
         writes = bool(different) and args.synth.mixture_change == "append" and not (run_dir / RESULT).is_file()
         if writes:
             theirs = {key: there["synth"].pop(key, None) for key in _MIXTURE_KEYS}
             ours = dict(identity, synth={k: v for k, v in identity["synth"].items() if k not in _MIXTURE_KEYS})
-            different = _differences(ours, _without_free_keys(there), to_dict(TrainArgs()))
+            different = _differences(ours, without_free_keys(there), to_dict(TrainArgs()))
             # Before the first checkpoint nothing was trained on the earlier mixture.
             earlier = [*earlier, theirs] if list_checkpoints(run_dir) else earlier
         if different:

@@ -6,7 +6,7 @@ import pytest
 
 from lingua_synth.config import parse_args
 from lingua_synth.mixture.args import build_mixture
-from lingua_synth.study.plan import StudyArgs
+from lingua_synth.study import StudyArgs
 from lingua_synth.train import resolve_args
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 

@@ -118,7 +118,7 @@ def test_the_verb_says_what_is_there(study, tmp_path, capsys):
 
     dump_args(study(), tmp_path / "study.yaml")
     assert main(["plan", f"config={tmp_path / 'study.yaml'}"]) == 0
-    assert "4 runs, 3,072 tokens" in capsys.readouterr().out
+    assert "4 runs: 3.07k tokens" in capsys.readouterr().out
     assert main(["status", f"config={tmp_path / 'study.yaml'}"]) == 0
     assert "4 runs, 0.0% of the FLOPs; 4 waiting" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no run of the study in .* is finished yet"):

@@ -1,0 +1,454 @@
+"""A study on one screen before it is launched: runs, hours, memory, tokens, disk, and what its fits will tell.
+
+`plan.csv` has one row a run, `plan.json` everything that the screen sums up.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingua_synth.files import atomic_file, write_json
+from lingua_synth.mixture.plan import table
+from lingua_synth.mixture.pool import in_words
+from lingua_synth.model.counts import GIB, count_parameters, flops_per_token, peak_flops
+from lingua_synth.study.args import StudyArgs
+from lingua_synth.study.conditioning import Conditioning, plan_conditioning
+from lingua_synth.study.plan import PlannedRun, StudyPlanner
+from lingua_synth.study.pricing import SPEED_RULE, Throughput, token_bytes
+from lingua_synth.train.args import schedule_name
+
+PLAN_CSV, PLAN_JSON = "plan.csv", "plan.json"
+MOST_LISTED = 40
+"""Runs that are listed one by one on the screen."""
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """One grid of the study."""
+
+    name: str
+    num_runs: int
+    num_shared: int
+    """Of these, runs that an earlier grid has already."""
+    num_mixtures: int
+    tokens: int
+    gpu_hours: float | None
+    """Of the runs that no earlier grid has."""
+
+
+@dataclass(frozen=True)
+class SizeLine:
+    """One size of the study."""
+
+    size: str
+    n_non_embedding: int
+    num_runs: int
+    num_gpus: int
+    flops_per_token: int
+    tokens_per_s: float | None
+    """Per GPU."""
+    mfu: float | None
+    gpu_hours: float | None
+    memory_bytes: int | None
+    """Per GPU at the fullest moment."""
+    fits: bool | None
+    batch_size: int
+    largest_batch_size: int | None
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """One source of the study."""
+
+    name: str
+    available: int | None
+    origin: str
+    """shards, declared, or unknown."""
+    most_tokens: int
+    """Most that one run reads of it, repeats counted. Runs share shards: this is what has to be there."""
+    most_by: str
+    """That run."""
+    epochs: float | None
+    num_runs: int
+    shard_bytes: int
+    """Of as many tokens as there are, or are needed where that is not known."""
+
+
+@dataclass(frozen=True)
+class LadderLine:
+    """What branching off trunks saves."""
+
+    num_runs: int
+    num_trunks: int
+    flops: int
+    straight_flops: int
+    """Of the same budgets as runs of their own."""
+    gpu_hours: float | None
+
+    @property
+    def share(self) -> float:
+        """FLOPs of the ladders over those of straight runs."""
+        return self.flops / self.straight_flops
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All that is known of a study before it runs; prints as a page."""
+
+    runs: tuple[PlannedRun, ...]
+    grids: tuple[GridLine, ...]
+    sizes: tuple[SizeLine, ...]
+    sources: tuple[SourceLine, ...]
+    ladder: LadderLine | None
+    conditioning: tuple[Conditioning, ...]
+    checkpoint_bytes: int
+    calibrate: str
+    gpu: str
+    gpu_hour_price: float
+    warnings: tuple[str, ...]
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Of all runs; None without a calibration."""
+        return _total(run.gpu_hours for run in self.runs)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens that are trained on; those of a trunk count once."""
+        return sum(_own_tokens(run) for run in self.runs)
+
+    @property
+    def flops(self) -> int:
+        """Of all runs."""
+        return sum(run.flops for run in self.runs)
+
+    @property
+    def shard_bytes(self) -> int:
+        """Of all sources' shards."""
+        return sum(source.shard_bytes for source in self.sources)
+
+    @property
+    def hours_word(self) -> str:
+        """Hours of GPUs, or of a study on CPUs."""
+        return "GPU-hours" if any(run.num_gpus for run in self.runs) else "hours"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; runs as in plan.csv."""
+        return {
+            "version": 1,
+            "num_runs": len(self.runs),
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "gpu_hours": self.gpu_hours,
+            "calibrate": self.calibrate,
+            "speed_rule": SPEED_RULE,
+            "gpu": self.gpu,
+            "price": self.gpu_hours * self.gpu_hour_price if self.gpu_hours and self.gpu_hour_price else None,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "shard_bytes": self.shard_bytes,
+            "grids": [vars(line) for line in self.grids],
+            "sizes": [vars(line) for line in self.sizes],
+            "sources": [vars(line) for line in self.sources],
+            "ladder": vars(self.ladder) | {"share": self.ladder.share} if self.ladder else None,
+            "conditioning": [entry.to_dict() for entry in self.conditioning],
+            "warnings": list(self.warnings),
+            "runs": [run_row(run) for run in self.runs],
+        }
+
+    def __str__(self) -> str:
+        hours = self.gpu_hours
+        price = (
+            f", {hours * self.gpu_hour_price:,.0f} at {self.gpu_hour_price:g} each"
+            if hours and self.gpu_hour_price
+            else ""
+        )
+        cost = f"{_hours(hours)} {self.hours_word}{price}" if hours is not None else "time not known (set calibrate)"
+        parts = [f"{len(self.runs):,} runs: {in_words(self.tokens)} tokens, {self.flops:.3g} FLOPs, {cost}"]
+        if len(self.runs) <= MOST_LISTED:
+            parts.append(self._run_table())
+        parts += [self._grid_table(), self._size_table(), self._source_table()]
+        parts.append(f"disk: checkpoints {_bytes(self.checkpoint_bytes)} at most, shards {_bytes(self.shard_bytes)}")
+        if self.ladder is not None:
+            one = self.ladder
+            parts.append(
+                f"ladders: {one.num_runs} runs from {one.num_trunks} trunks for {100 * one.share:.0f} % of the FLOPs "
+                f"of straight runs ({one.flops:.3g} instead of {one.straight_flops:.3g})"
+            )
+        parts.append("what fits to these runs will tell:\n" + "\n".join(str(entry) for entry in self.conditioning))
+        if self.calibrate:
+            parts.append(f"speed: {self.calibrate} tokens/s per GPU; {SPEED_RULE}. Start-up and evaluation are extra.")
+        parts += [f"note: {warning}" for warning in self.warnings]
+        return "\n\n".join(parts)
+
+    def _run_table(self) -> str:
+        head = ("run", "tokens", "steps", "FLOPs", self.hours_word)
+        rows = [
+            (run.run_id, f"{run.tokens:,}", f"{run.steps:,}", f"{run.flops:.3g}", _hours(run.gpu_hours))
+            for run in self.runs
+        ]
+        return table(head, rows)
+
+    def _grid_table(self) -> str:
+        head = ("grid", "runs", "new", "mixtures", "tokens", self.hours_word)
+        rows = [
+            (
+                line.name,
+                f"{line.num_runs:,}",
+                f"{line.num_runs - line.num_shared:,}",
+                str(line.num_mixtures),
+                in_words(line.tokens),
+                _hours(line.gpu_hours),
+            )
+            for line in self.grids
+        ]
+        return table(head, rows)
+
+    def _size_table(self) -> str:
+        head = ("size", "N", "runs", "GPUs", "tokens/s", "MFU", self.hours_word, "GiB/GPU", "fits", "most sequences")
+        rows = [
+            (
+                line.size,
+                f"{line.n_non_embedding:,}",
+                f"{line.num_runs:,}",
+                str(line.num_gpus),
+                _or("{:,.0f}", line.tokens_per_s),
+                _or("{:.0%}", line.mfu),
+                _hours(line.gpu_hours),
+                _or("{:.1f}", line.memory_bytes and line.memory_bytes / GIB),
+                "-" if line.fits is None else "yes" if line.fits else "no",
+                _or("{}", line.largest_batch_size),
+            )
+            for line in self.sizes
+        ]
+        return table(head, rows)
+
+    def _source_table(self) -> str:
+        head = ("source", "holds", "", "most by a run", "epochs", "runs", "run")
+        rows = [
+            (
+                line.name,
+                "?" if line.available is None else in_words(line.available),
+                line.origin,
+                in_words(line.most_tokens),
+                _or("{:.3f}", line.epochs),
+                f"{line.num_runs:,}",
+                line.most_by,
+            )
+            for line in self.sources
+        ]
+        return table(head, rows)
+
+    def write(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write plan.csv and plan.json into `folder`; returns their paths."""
+        rows = [run_row(run) for run in self.runs]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        paths = Path(folder) / PLAN_CSV, Path(folder) / PLAN_JSON
+        with atomic_file(paths[0]) as file:
+            writer = csv.DictWriter(file, names, restval=0, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+        write_json(paths[1], self.to_dict())
+        return paths
+
+
+def _or(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _hours(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+def _total(hours: Iterable[float | None]) -> float | None:
+    known = [hour for hour in hours if hour is not None]
+    return math.fsum(known) if known else None
+
+
+def _own_tokens(run: PlannedRun) -> int:
+    assert run.resolved is not None, "planned runs are resolved"
+    return run.flops // flops_per_token(run.resolved.model, run.resolved.data.seq_len)
+
+
+def run_row(run: PlannedRun) -> dict[str, Any]:
+    """One line of plan.csv."""
+    assert run.resolved is not None, "planned runs are resolved"
+    row: dict[str, Any] = {
+        "run_id": run.run_id,
+        "grids": " ".join(run.grids),
+        "mixture": run.args.synth.mixture,
+        "size": run.args.synth.preset,
+        "n_non_embedding": count_parameters(run.resolved.model).non_embedding,
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "seed": run.args.seed,
+        "schedule": schedule_name(run.resolved),
+        "num_gpus": run.num_gpus,
+        "flops": run.flops,
+        "gpu_hours": run.gpu_hours,
+        "memory_bytes": run.memory.estimate.total if run.memory else None,
+        "fits_memory": run.memory.fits if run.memory else None,
+        "checkpoint_bytes": run.disk_bytes,
+        "after": " ".join(run.after),
+    }
+    for need in run.needs:
+        row[f"ratio_{need.name}"] = run.args.synth.sources[need.name].ratio
+    for need in run.needs:
+        row[f"tokens_{need.name}"] = need.tokens
+        row[f"epochs_{need.name}"] = need.epochs
+    return row
+
+
+def overview(study: StudyArgs, *, draft: bool = False) -> StudyPlan:
+    """Plan the study and sum it up; `draft` and the errors are those of `plan_study`."""
+    planner = StudyPlanner(study, draft)
+    runs = planner.plan()
+    seq_len = runs[0].resolved.data.seq_len if runs[0].resolved else 1
+    throughput = planner.throughput(seq_len)
+    sizes = _sizes(runs, throughput, study.gpu)
+    return StudyPlan(
+        runs=tuple(runs),
+        grids=_grids(runs, list(study.grids) or ["study"]),
+        sizes=sizes,
+        sources=_sources(runs, planner, study),
+        ladder=_ladder(runs),
+        conditioning=tuple(plan_conditioning(runs, study.design, throughput)),
+        checkpoint_bytes=sum(run.disk_bytes for run in runs),
+        calibrate=study.calibrate,
+        gpu=study.gpu,
+        gpu_hour_price=study.gpu_hour_price,
+        warnings=tuple(_warnings(runs, sizes, planner, study)),
+    )
+
+
+def _grids(runs: Sequence[PlannedRun], names: Sequence[str]) -> tuple[GridLine, ...]:
+    lines = []
+    for name in names:
+        mine = [run for run in runs if name in run.grids]
+        new = [run for run in mine if run.grids[0] == name]
+        if not mine:
+            continue
+        mixtures = {run.args.synth.mixture for run in mine}
+        tokens, hours = sum(map(_own_tokens, new)), _total(run.gpu_hours for run in new)
+        # A grid that brings nothing new costs nothing.
+        hours = 0.0 if not new and mine[0].gpu_hours is not None else hours
+        lines.append(GridLine(name, len(mine), len(mine) - len(new), len(mixtures), tokens, hours))
+    return tuple(lines)
+
+
+def _sizes(runs: Sequence[PlannedRun], throughput: Throughput | None, gpu: str) -> tuple[SizeLine, ...]:
+    lines = []
+    peak = peak_flops(gpu) if gpu else None
+    keys = dict.fromkeys((str(run.args.synth.preset), run.num_gpus) for run in runs)
+    for size, num_gpus in sorted(keys, key=lambda key: _count(runs, key[0])):
+        mine = [run for run in runs if run.args.synth.preset == size and run.num_gpus == num_gpus]
+        # The run whose micro-batch is the largest stands for its size.
+        widest = max(mine, key=lambda run: run.memory.estimate.total if run.memory else 0)
+        assert widest.resolved is not None, "planned runs are resolved"
+        per_token = flops_per_token(widest.resolved.model, widest.resolved.data.seq_len)
+        speed = throughput.tokens_per_s(per_token) if throughput else None
+        lines.append(
+            SizeLine(
+                size=size,
+                n_non_embedding=count_parameters(widest.resolved.model).non_embedding,
+                num_runs=len(mine),
+                num_gpus=num_gpus,
+                flops_per_token=per_token,
+                tokens_per_s=speed,
+                mfu=speed * per_token / peak if speed and peak else None,
+                gpu_hours=_total(run.gpu_hours for run in mine),
+                memory_bytes=widest.memory.estimate.total if widest.memory else None,
+                fits=widest.memory.fits if widest.memory else None,
+                batch_size=widest.resolved.data.batch_size,
+                largest_batch_size=widest.memory.largest_batch_size if widest.memory else None,
+            )
+        )
+    return tuple(lines)
+
+
+def _count(runs: Sequence[PlannedRun], size: str) -> int:
+    run = next(run for run in runs if run.args.synth.preset == size)
+    assert run.resolved is not None, "planned runs are resolved"
+    return count_parameters(run.resolved.model).non_embedding
+
+
+def _sources(runs: Sequence[PlannedRun], planner: StudyPlanner, study: StudyArgs) -> tuple[SourceLine, ...]:
+    lines = []
+    size = token_bytes(planner.vocab_size(str(runs[0].args.synth.preset)))
+    for name in study.sources:
+        needs = [(need, run.run_id) for run in runs for need in run.needs if need.name == name]
+        if not needs:
+            continue
+        most, by = max(needs, key=lambda pair: pair[0].tokens)
+        available = planner.available[name]
+        lines.append(
+            SourceLine(
+                name=name,
+                available=available,
+                origin=planner.origin(name),
+                most_tokens=most.tokens,
+                most_by=by,
+                epochs=most.epochs,
+                num_runs=len(needs),
+                shard_bytes=size * (most.tokens if available is None else available),
+            )
+        )
+    return tuple(lines)
+
+
+def _ladder(runs: Sequence[PlannedRun]) -> LadderLine | None:
+    by_id = {run.run_id: run for run in runs}
+    trunks = dict.fromkeys(name for run in runs for name in run.after)
+    if not trunks:
+        return None
+    rungs = [run for run in runs if run.after or run.run_id in trunks]
+    straight = 0
+    for run in rungs:
+        trunk = by_id[run.after[0]] if run.after else run
+        # A branch has its trunk's FLOPs per token.
+        straight += trunk.flops // trunk.tokens * run.tokens
+    flops = sum(run.flops for run in rungs)
+    return LadderLine(len(rungs), len(trunks), flops, straight, _total(run.gpu_hours for run in rungs))
+
+
+def _warnings(
+    runs: Sequence[PlannedRun], sizes: Sequence[SizeLine], planner: StudyPlanner, study: StudyArgs
+) -> list[str]:
+    found = []
+    for line in sizes:
+        if line.fits is False:
+            advice = (
+                f"data.batch_size={line.largest_batch_size} does"
+                if line.largest_batch_size
+                else "distributed.fsdp_type=full_shard divides the model"
+            )
+            found.append(
+                f"{line.size} needs {(line.memory_bytes or 0) / GIB:.0f} GiB on each {study.gpu} with "
+                f"{line.batch_size} sequences, which does not fit; {advice} (overrides.<name>.size=[{line.size}])"
+            )
+    unknown = [name for name in planner.used(runs) if planner.available[name] is None]
+    if unknown:
+        found.append(
+            f"how many tokens {', '.join(unknown)} hold{'s' * (len(unknown) == 1)} is not known: whether these runs "
+            "are possible is not judged. Tokenize them, or declare sources.<name>.tokens"
+        )
+    schedules = dict.fromkeys(schedule_name(run.resolved) for run in runs if run.resolved)
+    if len(schedules) > 1:
+        found.append(
+            f"runs of different schedules ({', '.join(schedules)}): their losses differ by more than their budgets; "
+            f"fit them apart (`lingua-synth fit schedule={next(iter(schedules))}`)"
+        )
+    return found
