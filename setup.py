@@ -59,7 +59,14 @@ setup(
     license="BSD-3-Clause",
     python_requires=">=3.11",
     packages=find_packages(include=["lingua_synth", "lingua_synth.*"]),
-    package_data={"lingua_synth": ["py.typed", "generate/recipes/*.yaml", "evaluate/domain_sets/*.yaml", "study/presets/paper/*.yaml"]},
+    package_data={
+        "lingua_synth": [
+            "py.typed",
+            "generate/recipes/*.yaml",
+            "evaluate/domain_sets/*.yaml",
+            "study/presets/paper/*.yaml",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["lingua-synth=lingua_synth.cli:entry"]},
