@@ -285,7 +285,7 @@ def tail(path: Path, num_lines: int = TAIL_LINES, *, since: int = 0) -> list[str
             size = file.seek(0, os.SEEK_END)
             file.seek(max(since, size - 16_384))
             text = file.read().decode("utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     # Carriage returns redraw a progress bar: what counts is its last state.
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]

@@ -244,7 +244,7 @@ def _run_local_jobs(
 
 
 def slurm_parameters(folder: Path, args: LaunchArgs) -> dict[str, Any]:
-    """The parameters of submitit's SLURM executor, by submitit's names; what is not asked for is left out."""
+    """The parameters of submitit's SLURM executor; what is not asked for is left out."""
     asked = args.slurm
     cpus = asked.cpus_per_task
     if cpus is None and not args.gpus_per_node:
@@ -252,12 +252,12 @@ def slurm_parameters(folder: Path, args: LaunchArgs) -> dict[str, Any]:
     parameters = {
         "job_name": f"lingua-synth-{folder.absolute().name}",
         "nodes": 1,
-        "tasks_per_node": 1,
-        "timeout_min": asked.time_min,
+        "ntasks_per_node": 1,
+        "time": asked.time_min,
         "signal_delay_s": asked.signal_s,
         "cpus_per_task": cpus,
         "gpus_per_node": args.gpus_per_node or None,
-        "mem_gb": asked.mem_gb,
+        "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
         "partition": asked.partition,
         "account": asked.account,
         "qos": asked.qos,
@@ -277,14 +277,10 @@ def slurm_script(folder: Path, args: LaunchArgs) -> str:
     from submitit.slurm import slurm
 
     make_script: Any = slurm._make_sbatch_string
-    names: Any = slurm.SlurmExecutor._equivalence_dict() or {}
-    parameters = {names.get(key, key): value for key, value in slurm_parameters(folder, args).items()}
-    if "mem" in parameters:
-        parameters["mem"] = slurm._convert_mem(parameters["mem"])
     where = folder.absolute() / LAUNCH / JOBS
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(where))}"
     count = {"map_count": args.jobs} if args.jobs > 1 else {}
-    return make_script(command=command, folder=where, **parameters, **count)
+    return make_script(command=command, folder=where, **slurm_parameters(folder, args), **count)
 
 
 def _submit_to_slurm(folder: Path, args: LaunchArgs, launch_id: str) -> Launched:

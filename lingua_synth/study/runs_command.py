@@ -56,7 +56,7 @@ def launch_main(argv: Sequence[str]) -> int:
         return 0
     register_study(study, runs)
     try:
-        done = launch(runs, study.launch, folder=study.out, study_sha256=_sha256(study))
+        done = launch(runs, study.launch, folder=study.out, study_sha256=study_sha256(study))
     except SystemExit as left:
         print(left, file=sys.stderr)
         raise
@@ -125,14 +125,14 @@ def known_runs(study: StudyArgs) -> list[QueuedRun]:
         raise ValueError("out is not set: give the study's YAML, config=FILE, or its folder, out=runs/study")
     latest = read_latest(Path(study.out))
     is_only_folder = dataclasses.replace(study, out="") == StudyArgs()
-    if latest is not None and (is_only_folder or latest["study_sha256"] == _sha256(study)):
+    if latest is not None and (is_only_folder or latest["study_sha256"] == study_sha256(study)):
         return read_plan(Path(study.out), latest["plan"])[1]
     if is_only_folder:
         raise ValueError(f"{study.out} holds no study that was launched; give its YAML, config=FILE")
     return queue(plan_study(study))
 
 
-def _sha256(study: StudyArgs) -> str:
+def study_sha256(study: StudyArgs) -> str:
     """What the study's YAML says of its runs; how they are launched is no part of it."""
     return sha256_json({key: value for key, value in to_dict(study).items() if key != "launch"})
 
