@@ -24,6 +24,8 @@ EXTRAS = {
     "slurm": ["submitit>=1.5.3"],
     "vllm": ["vllm>=0.10"],
     "hf": ["torch>=2.9", "transformers>=4.56", "jinja2>=3.1"],
+    # Downstream tasks.
+    "eval": ["lm-eval[hf]>=0.4.13"],
     "gpu": ["xformers>=0.0.29", "liger-kernel>=0.8.5"],
     # Meta's package, for the tokenizer.model in it. It asks for some 20 MB of small packages that are not needed here:
     # `pip install --no-deps llama-models` serves as well.
@@ -38,6 +40,7 @@ EXTRAS["dev"] = sorted(
         *EXTRAS["formats"],
         *EXTRAS["filters"],
         *EXTRAS["tracking"],
+        *EXTRAS["eval"],
         *EXTRAS["slurm"],
         # Its StatefulDataLoader carries our torch datasets' state.
         "torchdata>=0.11",
@@ -63,7 +66,7 @@ setup(
         "lingua_synth": [
             "py.typed",
             "generate/recipes/*.yaml",
-            "evaluate/domain_sets/*.yaml",
+            "evaluate/*/*.yaml",
             "study/presets/paper/*.yaml",
         ]
     },

@@ -39,6 +39,7 @@ EXTRAS = {
     "zstandard": "formats",
     "fsspec": "formats",
     "tensorboard": "tracking",
+    "lm_eval": "eval",
     "submitit": "slurm",
 }
 

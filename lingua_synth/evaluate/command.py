@@ -13,6 +13,7 @@ from lingua_synth.evaluate.domain_sets import PRESETS, load_domain_set
 from lingua_synth.evaluate.results import compare_evaluations
 from lingua_synth.evaluate.run import EvaluateArgs, evaluate
 from lingua_synth.evaluate.split import split_domains
+from lingua_synth.evaluate.tasks import TasksArgs, run_tasks
 
 
 @dataclass
@@ -148,6 +149,26 @@ def _compare(argv: Sequence[str]) -> int:
     return 0
 
 
+def _tasks(argv: Sequence[str]) -> int:
+    args = parse_args(TasksArgs, argv, prog="lingua-synth evaluate tasks")
+    record = run_tasks(args)
+    print(f"{'task':28} {'correct bits/byte':>18} {'acc':>8} {'acc_norm':>9} {'documents':>10}")
+    for name, found in record["results"].items():
+        cells = [
+            f"{found[key]:{width}.4f}" if found.get(key) is not None else " " * width
+            for key, width in (("correct_bits_per_byte", 18), ("acc", 8), ("acc_norm", 9))
+        ]
+        rest = {
+            k: v for k, v in found.items() if k in ("word_perplexity", "bits_per_byte", "perplexity", "exact_match")
+        }
+        print(
+            f"{name:28} {' '.join(cells)} {found.get('documents', ''):>10} "
+            + " ".join(f"{k} {v:.4f}" for k, v in rest.items())
+        )
+    print(f"in {args.out}")
+    return 0
+
+
 def _sets(argv: Sequence[str]) -> int:
     args = parse_args(SetsArgs, argv, prog="lingua-synth evaluate sets")
     if not args.name:
@@ -166,5 +187,6 @@ ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _run,
     "split": _split,
     "compare": _compare,
+    "tasks": _tasks,
     "sets": _sets,
 }
