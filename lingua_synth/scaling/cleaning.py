@@ -124,10 +124,10 @@ def clean(
 
     `training` names the column that says which rows are checkpoints of one training (default: a column of that name,
     where there is one); only the row with the most tokens stays. `cells`: what becomes of several runs of one cell
-    (mixture, N, tokens, ratios, unique tokens): "all" stay; the "best" by the target stays of those with one seed, as
-    after a sweep of learning rates; or their losses are averaged ("mean", over seeds too). `outliers`, a number such as
-    8: rows further off their mixture's law (Huber fit) than so many robust standard deviations are dropped. Units:
-    `loss_unit="bits"` turns every `loss_` column into nats, `tokens_unit=1e9` and `n_unit=1e6` multiply.
+    (mixture, N, tokens, schedule, ratios, unique tokens): "all" stay; the "best" by the target stays of those with one
+    seed, as after a sweep of learning rates; or their losses are averaged ("mean", over seeds too). `outliers`, a
+    number such as 8: rows further off their mixture's law (Huber fit) than so many robust standard deviations are
+    dropped. Units: `loss_unit="bits"` turns every `loss_` column into nats, `tokens_unit=1e9` and `n_unit=1e6` multiply.
 
     The same rows stay for any order of the table. ValueError for an unknown column or choice, and when no row stays.
     """
@@ -255,7 +255,7 @@ def _earlier(table: Runs, column: str, n_name: str) -> Iterator[tuple[int, str]]
 
 def _cell_columns(table: Runs, n_name: str, *, seed: bool) -> list[str]:
     """What tells cells apart, in one order."""
-    exact = ["mixture", n_name, "tokens", "unique_tokens", *(["seed"] if seed else [])]
+    exact = ["mixture", n_name, "tokens", "unique_tokens", "schedule", *(["seed"] if seed else [])]
     families = ("ratio_", "weight_", "unique_tokens_", "epochs_")
     return [n for n in exact if n in table.columns] + sorted(n for n in table.columns if n.startswith(families))
 
@@ -340,9 +340,12 @@ def _checkpoint_warnings(table: Runs, n_name: str, training: str | None) -> Iter
     """Trainings whose budgets lie at equal distances: a grid of budgets is spaced by factors, a log by steps."""
     if training is not None:
         return
-    names = [n for n in ("mixture", n_name, "seed") if n in table.columns]
+    names = [n for n in ("mixture", n_name, "seed", "schedule") if n in table.columns]
     series = 0
     for rows in _groups(table, names):
+        if "schedule" in table.columns:
+            # Budgets that branch off one trunk have each their own decay; they may lie as they like.
+            rows = [k for k in rows if not str(table["schedule"][k]).startswith("wsd")]
         tokens = np.unique(table["tokens"][rows])
         steps = np.diff(tokens)
         if len(tokens) >= EVEN_BUDGETS and np.ptp(steps) <= EVEN_SPACING * np.mean(steps):

@@ -13,7 +13,7 @@ from lingua_synth.files import atomic_file
 from lingua_synth.scaling.choice import LawChoice, choose_law
 from lingua_synth.scaling.cleaning import Cleaned, clean
 from lingua_synth.scaling.laws import Law
-from lingua_synth.scaling.runs import Runs, load_runs
+from lingua_synth.scaling.runs import Runs, load_runs, schedules, with_schedule_note
 from lingua_synth.scaling.stored import FITS_JSON, write_fits
 from lingua_synth.scaling.study import StudyFits, fit_study
 
@@ -37,6 +37,9 @@ class TableArgs:
     """Seed of the resamples."""
     columns: dict[str, str] = field(default_factory=dict)
     """For a table with other column names: ours to the file's, e.g. columns.n_total=params columns.loss_macro=loss."""
+    schedule: str = ""
+    """Only the runs of one learning-rate schedule (column schedule: cosine, wsd, ...); empty: all, with a note where
+    they differ."""
     clean: bool = True
     """Leave out, by name, rows that are no finished run with the target; false refuses the table instead."""
     training: str = ""
@@ -132,9 +135,9 @@ def main(argv: Sequence[str]) -> int | None:
 
 def read_runs(args: TableArgs) -> tuple[Runs, Cleaned | None]:
     """The table that `args` names, cleaned as it says; ValueError for what is wrong with either."""
+    runs = _of_schedule(load_runs(args.runs, args.columns or None, strict=not args.clean), args.schedule)
     if not args.clean:
-        return load_runs(args.runs, args.columns or None), None
-    runs = load_runs(args.runs, args.columns or None, strict=False)
+        return runs, None
     if not len(runs):
         return runs, None
     cleaned = clean(
@@ -149,6 +152,16 @@ def read_runs(args: TableArgs) -> tuple[Runs, Cleaned | None]:
         n_unit=args.n_unit,
     )
     return cleaned.runs, cleaned
+
+
+def _of_schedule(runs: Runs, schedule: str) -> Runs:
+    if not schedule:
+        return runs
+    counts = schedules(runs)
+    if schedule not in counts:
+        there = ", ".join(counts) or "none (the table has no column schedule)"
+        raise ValueError(f"no run has the schedule {schedule!r}; there are: {there}")
+    return with_schedule_note(runs.select(schedule=schedule))
 
 
 def cleaning_lines(runs: Runs, cleaned: Cleaned | None) -> list[str]:

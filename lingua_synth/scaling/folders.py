@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lingua_synth.files import read_json, sha256_json, what_is_there
-from lingua_synth.scaling.runs import AVERAGES, TEXT_COLUMNS, Runs
+from lingua_synth.scaling.runs import AVERAGES, TEXT_COLUMNS, Runs, with_schedule_note
 
 RESULT, CONFIG, METRICS, VALIDATION = "result.json", "config.yaml", "metrics.jsonl", "metrics.validation.jsonl"
 MAX_DEPTH = 4
@@ -73,7 +73,7 @@ def read_run_folders(root: str | Path) -> Runs:
     if not rows:
         raise ValueError(f"no run in {root} can be read: {'; '.join(notes)}")
     _refuse_other_domains(rows)
-    return Runs(_columns(rows), dict.fromkeys(notes))
+    return with_schedule_note(Runs(_columns(rows), dict.fromkeys(notes)))
 
 
 def run_folders(root: str | Path) -> list[Path]:
@@ -140,6 +140,7 @@ def _read_lingua(folder: Path, name: str) -> tuple[dict[str, Any], list[str]]:
     row |= _sizes(config, tokens)
     row |= {"tokens": tokens, "seed": float(config.get("seed", math.nan)), **losses}
     row |= {"loss_train": _train_loss(lines, step), **_cost(lines, tokens)}
+    row["schedule"] = _schedule(config)
     row["schedule_done"] = min(step / steps, 1.0) if steps else math.nan
     # What decides the run's numbers, so that a copy of a folder is seen as the same training.
     told = {key: value for key, value in config.items() if key not in ("dump_dir", "logging", "env", "checkpoint")}
@@ -249,6 +250,13 @@ def _sizes(config: Mapping[str, Any], tokens: float) -> dict[str, Any]:
         "n_lingua": float(counts.lingua),
         "flops": tokens * flops_per_token(args, seq_len) if seq_len else math.nan,
     }
+
+
+def _schedule(config: Mapping[str, Any]) -> str:
+    """The learning-rate schedule, as `result.json` of a finished run names it; empty where the config has none."""
+    name = str((config.get("optim") or {}).get("scheduler") or "")
+    decay = str((config.get("synth") or {}).get("decay") or "reciprocal")
+    return name if decay == "reciprocal" else f"{name}-{decay}"
 
 
 def _train_loss(lines: list[dict[str, Any]], step: int) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lingua_synth.files import atomic_file, what_is_there
 N_COLUMNS = {"non_embedding": "n_non_embedding", "lingua": "n_lingua", "total": "n_total"}
 """Definition of N -> its column: without vocabulary matrices; without one of them (Lingua's count); with all."""
 
-TEXT_COLUMNS = ("run_id", "mixture", "size", "training", "config_sha256")
+TEXT_COLUMNS = ("run_id", "mixture", "size", "schedule", "training", "config_sha256")
 IDENTITY_COLUMNS = ("run_id", "mixture", "size")
 AVERAGES = ("macro", "micro")
 """`loss_macro` and `loss_micro` are averages over domains; every other `loss_<name>` is a domain."""
@@ -33,8 +34,8 @@ AVERAGES = ("macro", "micro")
 # Column order of the file; a name that ends in "_" stands for every column that begins with it.
 _ORDER = (
     "run_id", "mixture", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens", "tokens_",
-    "unique_tokens_", "epochs_", "seed", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_", "flops", "gpu_hours",
-    "wall_s", "schedule_done", "training", "config_sha256",
+    "unique_tokens_", "epochs_", "seed", "schedule", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_",
+    "flops", "gpu_hours", "wall_s", "schedule_done", "training", "config_sha256",
 )  # fmt: skip
 _NUMBER_COLUMNS = tuple(name for name in _ORDER if name not in TEXT_COLUMNS)
 
@@ -155,7 +156,7 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
     With `strict=False` only the file and the columns are held to that: a cell of a number column that is no finite
     number becomes NaN, numbers that are not positive stay, a run_id that stands again gets `#2`, `#3`, and `clean`
     says what to do with each. What a folder holds (`read_run_folders`) has runs that are not finished, and is never
-    strict; there `columns` must be left out.
+    strict; there `columns` must be left out. A table that mixes learning-rate schedules says so in its `notes`.
     """
     path = Path(path)
     if path.is_dir():
@@ -177,7 +178,29 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
     else:
         texts["run_id"] = _numbered(texts["run_id"])
     table = {name: _read_column(name, cells, texts["run_id"], where, strict) for name, cells in texts.items()}
-    return Runs(table, notes)
+    return with_schedule_note(Runs(table, notes))
+
+
+_SCHEDULES = "runs of different learning-rate schedules"
+
+
+def schedules(runs: Runs) -> dict[str, int]:
+    """Runs by learning-rate schedule, the most frequent first; of a table that does not say, none."""
+    found = [name for name in runs.columns["schedule"].tolist() if name] if "schedule" in runs.columns else []
+    return dict(Counter(found).most_common())
+
+
+def with_schedule_note(runs: Runs) -> Runs:
+    """The table with a note where it mixes learning-rate schedules, and without one where it does not."""
+    notes = [note for note in runs.notes if not note.startswith(_SCHEDULES)]
+    counts = schedules(runs)
+    if len(counts) > 1:
+        shown = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
+        notes.append(
+            f"{_SCHEDULES} ({shown}): in one fit the schedule passes for an effect of N or D; "
+            f"schedule={next(iter(counts))} takes those runs alone"
+        )
+    return Runs(runs.columns, notes)
 
 
 def write_runs(runs_or_rows: Runs | Iterable[Mapping[str, Any]], path: str | Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lingua_synth.scaling import Runs, load_runs, simulate_study, write_runs
+from lingua_synth.scaling import Runs, clean, load_runs, simulate_study, write_runs
 
 ROW = {
     "run_id": "a-1",
@@ -186,3 +186,45 @@ def test_optional_numbers_may_be_absent_and_unknown_numbers_are_numbers(tmp_path
     assert np.isnan(runs["gpu_hours"][0])
     assert runs["gpu_hours"][1] == 4
     assert runs["warmup"].dtype == np.float64
+
+
+def test_schedules_are_told_apart(tmp_path, capsys):
+    from lingua_synth.scaling.command import main
+
+    def row(k, schedule, tokens, n=10**6, loss=None):
+        law = 1.8 + 480 / n**0.35 + 2000 / tokens**0.37
+        return {
+            "run_id": f"r{k}", "mixture": "m", "size": str(n), "n_non_embedding": n, "tokens": tokens, "seed": 1,
+            "schedule": schedule, "loss_macro": loss or law,
+        }  # fmt: skip
+
+    sizes = (10**6, 3 * 10**6, 10**7)
+    cells = [(n, tokens) for n in sizes for tokens in (10**8, 2 * 10**8, 3 * 10**8, 4 * 10**8, 5 * 10**8)]
+    rows = [row(k, "wsd-sqrt", tokens, n) for k, (n, tokens) in enumerate(cells)]
+    write_runs(rows, tmp_path / "one.csv")
+    one = load_runs(tmp_path / "one.csv")
+    # Evenly spaced budgets are no checkpoints where each has a decay of its own; a cosine's may be.
+    assert not one.notes and not clean(one).warnings
+    write_runs([r | {"schedule": "cosine"} for r in rows], tmp_path / "cosine.csv")
+    assert "evenly spaced" in clean(load_runs(tmp_path / "cosine.csv")).warnings[0]
+
+    both = [*rows, *[r | {"run_id": r["run_id"] + "c", "schedule": "cosine", "loss_macro": 9.0} for r in rows[:5]]]
+    write_runs(both, tmp_path / "both.csv")
+    table = load_runs(tmp_path / "both.csv")
+    assert table.notes == (
+        "runs of different learning-rate schedules (wsd-sqrt: 15, cosine: 5): in one fit the schedule passes for an "
+        "effect of N or D; schedule=wsd-sqrt takes those runs alone",
+    )
+    assert table["schedule"].tolist() == ["wsd-sqrt"] * 15 + ["cosine"] * 5
+    # A cosine run is no repeat of the wsd run of its cell.
+    assert len(clean(table, cells="mean").runs) == 20 and len(clean(table, cells="best").runs) == 20
+
+    words = [f"runs={tmp_path / 'both.csv'}", "bootstraps=0", "figures=false", "share="]
+    assert main([*words, f"out={tmp_path / 'a'}"]) == 0
+    assert "note: runs of different learning-rate schedules" in capsys.readouterr().out
+    for extra in ([], ["clean=false"]):
+        assert main([*words, f"out={tmp_path / 'b'}", "schedule=wsd-sqrt", *extra]) == 0
+        shown = capsys.readouterr().out
+        assert "note: runs of different" not in shown and "15 runs" in shown
+    with pytest.raises(ValueError, match="no run has the schedule 'linear'; there are: wsd-sqrt, cosine"):
+        main([*words, f"out={tmp_path / 'c'}", "schedule=linear"])
