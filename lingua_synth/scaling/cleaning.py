@@ -127,7 +127,8 @@ def clean(
     (mixture, N, tokens, schedule, ratios, unique tokens): "all" stay; the "best" by the target stays of those with one
     seed, as after a sweep of learning rates; or their losses are averaged ("mean", over seeds too). `outliers`, a
     number such as 8: rows further off their mixture's law (Huber fit) than so many robust standard deviations are
-    dropped. Units: `loss_unit="bits"` turns every `loss_` column into nats, `tokens_unit=1e9` and `n_unit=1e6` multiply.
+    dropped. Units: `loss_unit="bits"` turns every `loss_` column into nats, `tokens_unit=1e9` and `n_unit=1e6`
+    multiply.
 
     The same rows stay for any order of the table. ValueError for an unknown column or choice, and when no row stays.
     """
