@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("lingua_synth.model.import_command", "a Hugging Face Llama folder as a checkpoint to start from"),
     "study": ("lingua_synth.study.command", "a grid of runs (plan, launch, status, collect)"),
     "fit": ("lingua_synth.scaling.command", "scaling laws with intervals from a runs table"),
+    "analyze": (
+        "lingua_synth.analysis.command",
+        "token shards of training and evaluation corpora: counts, laws, distances, overlap",
+    ),
     "report": ("lingua_synth.report.command", "figures and one self-contained page from a runs table"),
 }
 

@@ -45,12 +45,14 @@ from lingua_synth.analysis.losses import (
 )
 from lingua_synth.analysis.overlap import EvaluationTokens, Overlap
 from lingua_synth.analysis.repetition import Copies, Repetition, document_copies, repeated_ngrams
+from lingua_synth.analysis.results import Analysis, read_analysis
 from lingua_synth.analysis.tails import EvaluatedRun, tail_of
 from lingua_synth.analysis.tokens_table import TokenLogOdds, TokenRow, extreme_tokens, readable_token, token_log_odds
 from lingua_synth.analysis.verdicts import CollapseTest
 from lingua_synth.analysis.zipf import RankFrequency, ZipfFit, fit_zipf, rank_frequency
 
 __all__ = [
+    "Analysis",
     "CollapseReport",
     "CollapseTest",
     "Copies",
@@ -93,6 +95,7 @@ __all__ = [
     "nearest_mixture",
     "pearson",
     "rank_frequency",
+    "read_analysis",
     "readable_token",
     "repeated_ngrams",
     "rolling_loss",

@@ -126,7 +126,8 @@ def repeated_ngrams(
     new_document[starts] = True
     num_documents = np.add.reduceat(new_document, starts, dtype=np.int64) if len(starts) else counts
     share, error = _share_repeated(counts, counts, bits)
-    listed = np.argsort(-counts, kind="stable")[:num_listed]
+    firsts = positions[order[starts]] if len(starts) else starts
+    listed = np.lexsort((firsts, -counts))[:num_listed]
     return Repetition(
         size=size,
         num_tokens=seen,
@@ -137,7 +138,7 @@ def repeated_ngrams(
         share_of_different_kept=2.0**-bits,
         most_repeated=tuple(
             RepeatedNgram(
-                token_ids=tuple(int(i) for i in source.window(int(positions[order[starts[i]]]), size)),
+                token_ids=tuple(int(i) for i in source.window(int(firsts[i]), size)),
                 count=int(counts[i]),
                 num_documents=int(num_documents[i]),
                 document=int(documents[starts[i]]),
@@ -209,14 +210,15 @@ def document_copies(
     starts, counts = _runs(every[order])
     tokens_of = size[order][starts] if len(starts) else size
     share, error = _share_repeated(counts, counts, bits)
-    listed = np.argsort(-counts, kind="stable")[:num_listed]
+    firsts = number[order[starts]] if len(starts) else starts
+    listed = np.lexsort((firsts, -counts))[:num_listed]
     return Copies(
         num_documents=num_documents,
         share_of_documents=share,
         share_of_tokens=_share_repeated(counts, counts * tokens_of, bits)[0],
         standard_error=error,
         share_of_different_kept=2.0**-bits,
-        largest=tuple((int(number[order[starts[i]]]), int(counts[i])) for i in listed if counts[i] > 1),
+        largest=tuple((int(firsts[i]), int(counts[i])) for i in listed if counts[i] > 1),
     )
 
 
