@@ -132,14 +132,11 @@ def gap_tests(
     claim = "training on the mixture gives a higher loss than training on natural text alone"
     words = ("worse than the base", "better than the base")
     everywhere = Question("loss_gap", claim, SHARE, margin, words, level)
-    tests = [_mean_gap(everywhere, gaps, np.ones(len(gaps), dtype=bool), "", unit, scatter)]
+    tests = [_mean_gap(everywhere, gaps, None, unit, scatter)]
     budgets = np.unique(gaps.D)
     if len(budgets) > 1:
         each = Question("loss_gap_at_budget", claim, SHARE, margin, words, 1 - (1 - level) / len(budgets))
-        tests += [
-            _mean_gap(each, gaps, budget == gaps.D, f"at {short_count(budget)} tokens, ", unit, scatter)
-            for budget in budgets
-        ]
+        tests += [_mean_gap(each, gaps, float(budget), unit, scatter) for budget in budgets]
     growth = Question(
         "gap_growth",
         "the mixture falls behind the base as budgets grow",
@@ -190,15 +187,15 @@ def small_ratio_test(
     )
     where = f"over {_counted(len(groups), 'cell')}{span}{form}"
     num_pairs = sum(int((p > 0).sum()) for p, _ in groups)
-    return question.answer(source, base, found, where=where, num_pairs=num_pairs)
+    return question.answer(f"small shares of {source}", base, found, where=where, num_pairs=num_pairs)
 
 
 # --- estimates ---
 
 
-def _mean_gap(
-    question: Question, gaps: PairedGaps, rows: np.ndarray, where: str, unit: str, scatter: Scatter
-) -> CollapseTest:
+def _mean_gap(question: Question, gaps: PairedGaps, budget: float | None, unit: str, scatter: Scatter) -> CollapseTest:
+    """Over the sizes at one `budget`, or over all cells."""
+    rows = np.ones(len(gaps), dtype=bool) if budget is None else budget == gaps.D
     gap, weight, size = gaps.gap[rows], gaps.weight[rows], gaps.size[rows]
     sizes = np.unique(size)
     if not len(gap):
@@ -212,8 +209,11 @@ def _mean_gap(
         why_not = "" if scatter.known else scatter.how
         variance = scatter.variance / float(weight.sum())
         found = Estimate(float(np.average(gap, weights=weight)), variance, scatter.freedom, why_not)
-    where += f"{_counted(len(gap), 'pair')} of runs, {_counted(len(sizes), 'size')}"
-    return question.answer(gaps.mixture, gaps.base, found, where=where, num_pairs=len(gap))
+    where = f"{_counted(len(gap), 'pair')} of runs, {_counted(len(sizes), 'size')}"
+    if budget is None:
+        return question.answer(gaps.mixture, gaps.base, found, where=where, num_pairs=len(gap))
+    where = f"at {short_count(budget)} tokens, {where}"
+    return question.answer(gaps.mixture, gaps.base, found, where=where, num_pairs=len(gap), budget=budget)
 
 
 def _growth(gaps: PairedGaps, noise: float | None, unit: str) -> Estimate:

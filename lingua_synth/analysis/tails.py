@@ -211,10 +211,14 @@ def support_tests(
         ("rare types take up less", "rare types take up more"),
         level,
     )
+    names = f"corpus {source}", f"corpus {natural}"
     found, where = _lost_types(corpus, of_natural)
-    tests = [support.answer(source, natural, found, where=where, num_pairs=1, remark=remark)]
+    tests = [support.answer(*names, found, where=where, num_pairs=1, remark=remark)]
     found, where = _lost_mass(corpus, of_natural, share, seed)
-    return [*tests, mass.answer(source, natural, found, where=where, num_pairs=1, remark=remark)]
+    return [
+        *tests,
+        mass.answer(*names, found, where=where, num_pairs=1, remark=remark),
+    ]
 
 
 def _lost_types(corpus: CorpusCounts, of_natural: CorpusCounts) -> tuple[Estimate, str]:

@@ -59,6 +59,8 @@ class CollapseTest:
     """What the interval, or its absence, says."""
     num_pairs: int
     """Runs, checkpoints or corpora that were compared with one of the base."""
+    budget: float = math.nan
+    """Training tokens, where the test is of one budget."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -125,12 +127,28 @@ class Question:
         )
 
     def answer(
-        self, mixture: str, base: str, found: Estimate, *, where: str, num_pairs: int, remark: str = ""
+        self,
+        mixture: str,
+        base: str,
+        found: Estimate,
+        *,
+        where: str,
+        num_pairs: int,
+        remark: str = "",
+        budget: float = math.nan,
     ) -> CollapseTest:
         """`judge` on an estimate with a standard error."""
         ends = found.interval(self.level)
         return self.judge(
-            mixture, base, found.value, ends, where=where, num_pairs=num_pairs, why_not=found.why_not, remark=remark
+            mixture,
+            base,
+            found.value,
+            ends,
+            where=where,
+            num_pairs=num_pairs,
+            why_not=found.why_not,
+            remark=remark,
+            budget=budget,
         )
 
     def judge(
@@ -144,6 +162,7 @@ class Question:
         num_pairs: int,
         why_not: str = "",
         remark: str = "",
+        budget: float = math.nan,
     ) -> CollapseTest:
         """The test with its verdict. `why_not`: the reason there is no interval; the verdict is then undecided."""
         low, high = (math.nan, math.nan) if why_not else interval
@@ -165,6 +184,7 @@ class Question:
             rule=self.rule,
             why=f"{why}; {remark}" if remark else why,
             num_pairs=num_pairs,
+            budget=budget,
         )
 
 
