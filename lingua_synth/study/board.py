@@ -53,6 +53,8 @@ class QueuedRun:
     after: tuple[str, ...]
     config: Mapping[str, Any]
     """Of `TrainArgs`."""
+    gpu_hours: float | None = None
+    """Expected, on all its GPUs together; None where no throughput was calibrated."""
 
     @property
     def is_finished(self) -> bool:
@@ -100,6 +102,7 @@ def as_queued(run: PlannedRun) -> QueuedRun:
         num_gpus=run.num_gpus,
         after=run.after,
         config=to_dict(run.args),
+        gpu_hours=run.gpu_hours,
     )
 
 

@@ -50,7 +50,10 @@ def launch_main(argv: Sequence[str]) -> int:
     from lingua_synth.study.launch import describe_launch, launch
 
     study = _study(argv, "launch")
-    runs = plan_study(study)
+    if not study.out:
+        raise ValueError("out is not set: give the folder for the study, e.g. out=runs/study")
+    # A dry run is for looking at what one has; the shards may come later.
+    runs = plan_study(study, draft=study.launch.dry_run)
     if study.launch.dry_run:
         print(describe_launch(runs, study.launch, folder=study.out))
         return 0

@@ -7,7 +7,8 @@
     waiting   nothing of it is there yet
 
 Time left comes from speeds that were measured: of a running run from its own log, of the others from finished runs of
-the same size (FLOPs over seconds on the clock), of any size where there is none. A look writes nothing.
+the same size (FLOPs over seconds on the clock), of any size where there is none, and from the plan's hours where no run
+is finished yet. A look writes nothing.
 """
 
 from __future__ import annotations
@@ -155,6 +156,8 @@ def _look(
             left_s = (run.tokens - done_tokens) / speed
         elif rate:
             left_s = share * run.flops / rate
+        elif run.gpu_hours is not None:
+            left_s = share * run.gpu_hours * 3600 / max(1, run.num_gpus)
     return RunStatus(
         run.run_id, run.size, run.mixture, state, run.tokens, done_tokens, run.flops, loss,
         speed if state == "running" else None, left_s, where, note,
@@ -210,11 +213,12 @@ def _tokens_at_checkpoint(run: QueuedRun) -> int:
 
 
 def _measured_rates(runs: Sequence[QueuedRun], done: set[str]) -> dict[str, float]:
-    """FLOPs per second of a run by size, and "" for all: medians over finished runs."""
+    """FLOPs per second of a run by size, and "" for all: medians over finished runs. Those that went on from another's
+    checkpoint are left out: their seconds may be those of both."""
     by_size: dict[str, list[float]] = {}
     for run in runs:
         seen = by_size.setdefault(run.size, [])
-        if run.run_id in done and len(seen) < SAMPLE:
+        if run.run_id in done and not run.after and len(seen) < SAMPLE:
             try:
                 row = json.loads((Path(run.dump_dir) / RESULT).read_bytes())
                 seen.append(float(row["flops"]) / float(row["wall_s"]))

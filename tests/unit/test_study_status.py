@@ -92,6 +92,13 @@ def test_speeds_are_those_of_the_size_and_of_all_ranks(tmp_path):
     assert study_status(runs).left_s is None  # nothing runs
 
 
+def test_before_anything_is_finished_the_plan_s_hours_hold(tmp_path):
+    runs = [dataclasses.replace(make_run(tmp_path, "a", num_gpus=8), gpu_hours=16.0), make_run(tmp_path, "b")]
+    assert [run.left_s for run in study_status(runs).runs] == [2 * 3600.0, None]
+    finish(runs[1], wall_s=1.0)
+    assert study_status(runs).runs[0].left_s == 1.0  # measured
+
+
 def test_files_that_cannot_be_read_make_numbers_unknown(tmp_path):
     broken, edited, finished = runs = [make_run(tmp_path, name) for name in ("broken", "edited", "finished")]
     log(broken, torn="\0\0\0\0{]")
