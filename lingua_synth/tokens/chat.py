@@ -5,14 +5,19 @@
 Text is cut where a special token stands and where an answer begins or ends, and each piece is encoded by itself. So
 the tokens up to an answer are those that a server makes of the prompt, and the answer's tokens are what the model has
 to write behind them; no token belongs to both.
+
+A training reads windows of a fixed length over the tokens of all conversations, and a border may fall into one of
+them: then its answer stands without its question. With `window_tokens` the conversations are laid out so that none is
+cut, by best-fit-decreasing bin packing and padding (`pack_windows`).
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -65,8 +70,23 @@ class ChatEncoder:
     """Longest conversation, BOS and EOS included; None: any."""
     overlong: str = "drop"
     """A longer one is left out (drop), or ends after `max_tokens` (cut)."""
+    window_tokens: int | None = None
+    """Length of the windows that no border of cuts a conversation; `max_tokens` is at most that. None: laid out one
+    behind the other."""
 
     def __post_init__(self) -> None:
+        if self.window_tokens is not None:
+            if self.window_tokens < 2:
+                raise ValueError(
+                    f"chat_window_tokens is the data.seq_len of the training, at least 2; got {self.window_tokens}"
+                )
+            if self.max_tokens is None:
+                object.__setattr__(self, "max_tokens", self.window_tokens)
+            elif self.max_tokens > self.window_tokens:
+                raise ValueError(
+                    f"chat_max_tokens {self.max_tokens:,} is more than chat_window_tokens {self.window_tokens:,}, into "
+                    "which a conversation is to fit; lower the one or raise the other"
+                )
         if self.max_tokens is not None and self.max_tokens < 2:
             raise ValueError(f"chat_max_tokens is a number of tokens, at least 2; got {self.max_tokens}")
         if self.overlong not in OVERLONG:
@@ -85,6 +105,8 @@ class ChatEncoder:
             "max_tokens": self.max_tokens,
             "overlong": self.overlong,
         }
+        if self.window_tokens is not None:
+            said["window_tokens"] = self.window_tokens
         return {"name": template.name, "template": template.text, "sha256": sha256_json(said), **said}
 
     def encode(
@@ -168,15 +190,47 @@ class ChatEncoder:
 
 
 def build_chat(
-    tokenizer: Tokenizer, template: str = PLAIN, *, max_tokens: int | None = None, overlong: str = "drop"
+    tokenizer: Tokenizer,
+    template: str = PLAIN,
+    *,
+    max_tokens: int | None = None,
+    overlong: str = "drop",
+    window_tokens: int | None = None,
 ) -> ChatEncoder:
     """The encoder of conversations for `tokenizer` with the template of that name, file or folder.
 
     ValueError for a template that is none, or cannot write one question and its answer.
     """
-    encoder = ChatEncoder(read_chat_template(template, tokenizer), max_tokens, overlong)
+    encoder = ChatEncoder(read_chat_template(template, tokenizer), max_tokens, overlong, window_tokens)
     encoder.describe()  # renders once
     return encoder
+
+
+def pack_windows(lengths: npt.NDArray[np.int64], window: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """An order of documents of these lengths, none above `window`, and the padding behind each, so that none crosses a
+    multiple of `window`; both int64 `[len(lengths)]`, the padding by document. The total is a multiple of `window`.
+
+    Best fit, the longest first (Johnson's bound: at most 11/9 of the fewest windows, and 4 more); of equal lengths the
+    first comes first.
+    """
+    assert not len(lengths) or lengths.max() <= window, "a document fits into a window"
+    windows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, window), sorted
+    for document in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[document])
+        at = bisect_left(rooms, (length, -1))
+        if at == len(rooms):
+            room, number = window, len(windows)
+            windows.append([])
+        else:
+            room, number = rooms.pop(at)
+        windows[number].append(document)
+        if room > length:
+            insort(rooms, (room - length, number))
+    padding = np.zeros(len(lengths), dtype=np.int64)
+    for room, number in rooms:
+        padding[windows[number][-1]] = room
+    return np.fromiter(chain.from_iterable(windows), np.int64, len(lengths)), padding
 
 
 _NO_IDS: npt.NDArray[Any] = np.empty(0, dtype=np.uint16)

@@ -53,6 +53,9 @@ class TokenizeArgs:
     """Most tokens of a conversation, at least 2; null: any number."""
     chat_overlong: str = "drop"
     """A longer conversation is left out and counted (drop), or ends there (cut)."""
+    chat_window_tokens: int | None = None
+    """data.seq_len of the training: conversations are packed so that none is cut by a window's border. chat_max_tokens
+    is then at most that. null: laid out one behind the other."""
     shuffle_seed: int | None = 0
     """Seed of the permutation of documents; null keeps the order of the input."""
     shard_tokens: int = 1 << 26
@@ -119,9 +122,19 @@ def _run(words: Sequence[str]) -> int:
     tokenizer = build_tokenizer(args.tokenizer.name, args.tokenizer.path, args.tokenizer.fast)
     chat = None
     if args.chat_template:
-        chat = build_chat(tokenizer, args.chat_template, max_tokens=args.chat_max_tokens, overlong=args.chat_overlong)
-    elif (args.chat_max_tokens, args.chat_overlong) != (None, TokenizeArgs.chat_overlong):
-        raise ValueError("chat_max_tokens and chat_overlong are of conversations: name a chat_template, e.g. plain")
+        chat = build_chat(
+            tokenizer,
+            args.chat_template,
+            max_tokens=args.chat_max_tokens,
+            overlong=args.chat_overlong,
+            window_tokens=args.chat_window_tokens,
+        )
+    elif (args.chat_max_tokens, args.chat_window_tokens, args.chat_overlong) != (
+        None,
+        None,
+        TokenizeArgs.chat_overlong,
+    ):
+        raise ValueError("chat_max_tokens and its like are of conversations: name a chat_template, e.g. plain")
     manifest = tokenize(
         args.documents,
         args.out,
@@ -180,11 +193,14 @@ def _print_counts(out: str, manifest: dict[str, Any]) -> None:
             f"{manifest['conversations']['answers']:,} answers, written by the chat template {chat['name']} "
             f"({chat['template_sha256'][:12]}; system messages {chat['system_role']})"
         )
-        for what, count in manifest["conversations"].items():
-            if what in ("cut", "no end"):
-                print(
-                    {"cut": f"cut at chat_max_tokens: {count:,}", "no end": f"answers without an end: {count:,}"}[what]
-                )
+        words = {
+            "cut": "conversations cut at chat_max_tokens",
+            "no end": "answers without a token that ends them",
+            "padding": f"tokens of padding, behind conversations packed into windows of {chat.get('window_tokens')}",
+        }
+        for what, described in words.items():
+            if what in manifest["conversations"]:
+                print(f"{manifest['conversations'][what]:,} {described}")
     for reason, count in manifest["skipped"].items():
         print(f"skipped {count:,}: {reason}")
 

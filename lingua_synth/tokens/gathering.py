@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import write_json
+from lingua_synth.tokens.chat import pack_windows
 from lingua_synth.tokens.shards import shard_name, write_shard
 from lingua_synth.tokens.units import Progress, Task, stretches
 from lingua_synth.tokens.workers import Report
@@ -36,6 +37,8 @@ class ShardPlan:
     tokens: int
     low: int = 0
     high: int = 0
+    is_last: bool = False
+    """Nothing comes behind it."""
     rows: tuple[tuple[int, int, int, int], ...] | None = None
     """Stretches (unit, chunk, first row, row after the last) for shards in the order of the input."""
 
@@ -43,8 +46,10 @@ class ShardPlan:
 def plan_shards(task: Task, num_units: int, num_tokens: int) -> list[ShardPlan]:
     """All shards, in order, of the spills of `num_units` units that hold `num_tokens` tokens together."""
     if task.shuffle_seed is None:
-        return _plan_in_input_order(task, num_units)
-    return _plan_by_key(task, num_units, num_tokens)
+        plans = _plan_in_input_order(task, num_units)
+    else:
+        plans = _plan_by_key(task, num_units, num_tokens)
+    return [*plans[:-1], replace(plans[-1], is_last=True)]
 
 
 def even_cuts(sizes: npt.NDArray[np.int64], limit: int) -> list[int]:
@@ -142,7 +147,8 @@ def _plan_in_input_order(task: Task, num_units: int) -> list[ShardPlan]:
 def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Report) -> dict[str, Any]:
     """Gather and write one shard; returns its entry of the manifest, which stands in the work folder as well.
 
-    Holds the shard's tokens once, and ids and lengths of its documents.
+    Holds the shard's tokens once, and ids and lengths of its documents. Conversations that are laid out in windows are
+    packed within the shard, and the padding behind one, EOS, is its last, unscored tokens.
     """
     import pyarrow as pa
 
@@ -156,15 +162,24 @@ def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Rep
     num_bytes = np.concatenate([piece.num_bytes for piece in pieces])
     ids = pa.concat_arrays([piece.ids for piece in pieces])
     order = np.arange(len(keys)) if plan.rows is not None else np.argsort(keys, kind="stable")
+    window = None if task.chat is None else task.chat.window_tokens
+    padding = np.zeros(len(keys), dtype=np.int64)
+    if window is not None:
+        packed, behind = pack_windows(lengths[order], window)
+        # The last window predicts the first token behind it too.
+        behind[packed[-1]] += plan.is_last
+        order, padding = order[packed], behind[packed]
     offsets = np.zeros(len(keys) + 1, dtype=np.int64)
-    np.cumsum(lengths[order], out=offsets[1:])
+    np.cumsum(lengths[order] + padding, out=offsets[1:])
     starts = np.empty(len(keys), dtype=np.int64)
     starts[order] = offsets[:-1]
     tokens = task.scratch.take(int(offsets[-1]), task.tokenizer.dtype)
+    if window is not None:
+        tokens[:] = next((i for i in (task.tokenizer.eos_id, task.tokenizer.bos_id) if i >= 0), 0)
     first, done = 0, Progress()
     for piece in pieces:
         of_piece = starts[first : first + len(piece.keys)]
-        piece.copy_tokens(task, tokens, of_piece, in_one=plan.rows is not None)
+        piece.copy_tokens(task, tokens, of_piece, in_one=plan.rows is not None and window is None)
         first += len(of_piece)
         done = Progress(documents=first, tokens=done.tokens + int(piece.lengths.sum()))
         report(done)
@@ -173,7 +188,9 @@ def write_planned_shard(task: Task, plan: ShardPlan, num_units: int, report: Rep
         tokenizer_sha256=task.tokenizer.sha256,
         scored=None if task.chat is None else _in_order([piece.scored for piece in pieces], order),
     )  # fmt: skip
-    assert entry["tokens"] == plan.tokens, "the plan counted these documents"
+    assert entry["tokens"] == plan.tokens + padding.sum(), "the plan counted these documents"
+    if window is not None:
+        entry["padding"] = int(padding.sum())
     write_json(shard_record(task, plan.index), entry)
     return entry
 

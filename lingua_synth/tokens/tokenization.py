@@ -78,7 +78,9 @@ def tokenize(
     `meta`), written by its template; only their answers are scored in training, and the shards say which tokens those
     are. The manifest then has `chat` (the template, and what decides which tokens are scored), `scored_tokens`, and
     `conversations` (answers, and what they end with; those cut), and its `bytes` are those of the scored text. BOS
-    and EOS are put where the template has not: see `ChatEncoder.encode`.
+    and EOS are put where the template has not: see `ChatEncoder.encode`. With `chat.window_tokens` the order within a
+    file is that of packing, files are that many tokens or a multiple (the padding makes them longer than
+    `shard_tokens`), and the last has one more.
 
     `num_workers` processes, by default one for each core that this process may use, and none beside this one for
     input under 16 MB or given as objects. Memory and disk: see the module. Killed at any moment, the same call goes on
@@ -149,7 +151,8 @@ def tokenize(
         }
         if chat is not None:
             manifest["scored_tokens"] = sum(shard["scored_tokens"] for shard in shards)
-            manifest["conversations"] = dict(sorted(run.conversations.items()))
+            padding = {"padding": sum(shard["padding"] for shard in shards)} if chat.window_tokens else {}
+            manifest["conversations"] = dict(sorted((run.conversations | padding).items()))
         assert manifest["documents"] == run.num_documents, "every document tokenized is in one shard"
         write_json(out_dir / MANIFEST, manifest)
         _end(out_dir, work_dir)

@@ -80,20 +80,26 @@ def refuse_other_vocabulary(sources: Mapping[str, TokenSource], domains: Mapping
 _CHAT_KEYS = ("name", "template", "template_sha256", "special_tokens", "bos_token", "eos_token", "system_role")
 
 
-def chat_of(sources: Mapping[str, TokenSource]) -> dict[str, Any] | None:
+def chat_of(sources: Mapping[str, TokenSource], seq_len: int) -> dict[str, Any] | None:
     """The chat template that conversations among the sources were written by, with the ids of the tokens that end an
-    answer (`end_ids`); None where there are no conversations. ValueError for two templates: a model is asked in one.
+    answer (`end_ids`); None where there are no conversations. ValueError for two templates: a model is asked in one;
+    and for conversations packed for windows of another length than `seq_len`.
     """
     found: dict[str, Any] | None = None
     first, ends = "", set()
     for name, source in sources.items():
         if not source.is_masked:
             continue
+        window = source.manifest["chat"].get("window_tokens")
+        if window is not None and seq_len % window:
+            raise ValueError(
+                f"source {name!r} is packed for windows of {window:,} tokens (chat_window_tokens), which data.seq_len "
+                f"{seq_len:,} would cut: set data.seq_len={window}, or tokenize again for windows of {seq_len}"
+            )
         chat = {key: source.manifest["chat"][key] for key in _CHAT_KEYS}
         if found is None:
             found, first = chat, name
-        same = [key for key in ("template_sha256", "special_tokens", "bos_token", "eos_token", "system_role")]
-        if any(chat[key] != found[key] for key in same):
+        if any(chat[key] != found[key] for key in _CHAT_KEYS if key not in ("name", "template")):
             raise ValueError(
                 f"sources {first!r} and {name!r} were written by different chat templates ({found['name']}, "
                 f"{chat['name']}), and a model is asked in one: tokenize {name!r} again with the other's chat_template"

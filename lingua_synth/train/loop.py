@@ -126,7 +126,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = fit_to_sources(args, sources, dp_size=ranks.size)
         domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
         refuse_other_vocabulary(sources, domains)
-        chat_of(sources)
+        chat_of(sources, args.data.seq_len)
         held_out = HeldOut(args, domains)
         with folder_lock(args.dump_dir, "training run") if ranks.is_main else contextlib.nullcontext():
             identity = run_identity(args, sources, domains, ranks.size)
@@ -487,7 +487,7 @@ def _save(run: _Run) -> None:
     params = to_dict(run.args)
     if run.loader.is_masked:
         state["scored_tokens"] = dict(run.scored_tokens)
-        params["chat"] = chat_of(run.sources)
+        params["chat"] = chat_of(run.sources, run.args.data.seq_len)
     run.writer.save(run.step, run.model, run.optimizer, params=params, train_state=state)
 
 

@@ -22,7 +22,7 @@ from lingua_synth.tokens import (
     tokenize,
     verify_shards,
 )
-from lingua_synth.tokens.chat import ChatEncoder
+from lingua_synth.tokens.chat import ChatEncoder, pack_windows
 from lingua_synth.tokens.chat_template import PLAIN_TEXT, ChatTemplate, read_chat_template
 from lingua_synth.tokens.shards import shard_schema
 
@@ -384,6 +384,56 @@ def test_overlong_conversations_are_dropped_or_cut_and_counted(tmp_path):
     assert kept["bytes"] == 1 + source.document_scored(1).sum() == source.num_bytes
     with pytest.raises(ValueError, match="chat_overlong is drop or cut"):
         ChatEncoder(PLAIN.template, 60, "split")
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), window=st.integers(40, 60))
+def test_packed_documents_cross_no_window_and_leave_little_room(lengths, window):
+    order, padding = pack_windows(np.array(lengths), window)
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    sizes = np.array(lengths)[order]
+    ends = np.cumsum(sizes + padding[order])
+    starts = ends - sizes - padding[order]
+    assert (starts // window == (starts + sizes - 1) // window).all() and ends[-1] % window == 0
+    assert (padding < window).all()
+    # No two windows could have been one.
+    filled = np.bincount(starts // window, sizes)
+    assert len(filled) == 1 or np.sort(filled)[:2].sum() > window
+
+
+@pytest.mark.parametrize("shuffle_seed", [0, None])
+def test_conversations_packed_for_windows_are_whole_in_every_window(tmp_path, shuffle_seed):
+    from lingua_synth.mixture import MixtureLoader
+
+    rows, window = conversations(120), 200
+    chat = ChatEncoder(PLAIN.template, window_tokens=window)
+    assert chat.max_tokens == window
+    manifest = tokenize(
+        rows, tmp_path / "s", BYTES, chat=chat, shard_tokens=4_000, shuffle_seed=shuffle_seed, progress=False
+    )
+    kept = {row.id: row for row in rows if len(encoded(row.meta["messages"])[0]) <= window}
+    assert manifest["documents"] == len(kept) < len(rows) and len(manifest["files"]) > 3
+    assert all(entry["tokens"] % window == 0 for entry in manifest["files"][:-1])
+    assert manifest["files"][-1]["tokens"] % window == 1
+    source = TokenSource(tmp_path / "s")
+    starts = np.cumsum(source.document_lengths) - source.document_lengths
+    num_padding = 0
+    for i in range(len(source)):
+        ids, scored = encoded(kept[source.document_id(i)].meta["messages"])
+        stored, length = source.document(i), len(ids)
+        assert stored[:length].tolist() == ids.tolist() and (stored[length:] == 257).all()
+        assert source.document_scored(i).tolist() == [*scored.tolist(), *[False] * (len(stored) - length)]
+        assert starts[i] // window == (starts[i] + length - 1) // window
+        num_padding += len(stored) - length
+    assert manifest["conversations"]["padding"] == num_padding < 0.25 * manifest["tokens"]
+    assert verify_shards(tmp_path / "s") == []
+    # Every answer is learned once an epoch, and in sight of its whole conversation.
+    loader = MixtureLoader(
+        {"c": source}, {"c": 1}, seq_len=window, batch_size=1, num_sequences=source.num_tokens // window
+    )
+    assert sum(int(batch.scored.sum()) for batch in loader) == manifest["scored_tokens"]
+    with pytest.raises(ValueError, match="chat_max_tokens 300 is more than chat_window_tokens 200"):
+        ChatEncoder(PLAIN.template, 300, window_tokens=window)
 
 
 def test_what_the_template_refuses_is_counted(tmp_path):

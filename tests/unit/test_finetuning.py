@@ -184,7 +184,7 @@ def reference_losses(args, source, steps):
         seed=args.data.seed,
         document_boundaries=True,
     )
-    losses = []
+    losses, norms = [], []
     for step, batch in enumerate(itertools.islice(loader, steps)):
         for group in optimizer.param_groups:
             group["lr"] = args.optim.lr * step / args.optim.warmup if step < args.optim.warmup else args.optim.lr
@@ -194,11 +194,11 @@ def reference_losses(args, source, steps):
         labels[torch.from_numpy(~batch.scored)] = -100
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))  # the mean over what counts
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), args.optim.clip)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), args.optim.clip)))
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    return losses
+    return losses, norms
 
 
 @pytest.mark.parametrize("batch_size", [8, 2])
@@ -213,9 +213,10 @@ def test_losses_are_those_of_a_plain_loop_with_ignored_labels(finetune_args, cha
 
     source = TokenSource(chats["train"])
     args = build_args(TrainArgs, {k: v for k, v in resolved.items() if k != "chat"})
-    expected = reference_losses(args, source, 12)
+    expected, norms = reference_losses(args, source, 12)
     assert np.allclose(column(tmp_path / "run", "loss/mean"), expected, rtol=0, atol=1e-5)
     assert abs(column(tmp_path / "run", "loss/mean")[0] - expected[0]) < 1e-6
+    assert np.allclose(column(tmp_path / "run", "optim/grad_norm"), norms, rtol=1e-4, atol=0)
 
 
 def test_a_model_learns_to_answer(finetune_args, chats, tmp_path):
@@ -347,6 +348,14 @@ def test_two_chat_templates_in_one_run_are_refused(finetune_args, chats, tmp_pat
     }
     with pytest.raises(ValueError, match="written by different chat templates"):
         train(finetune_args(both), progress=False)
+
+
+def test_conversations_packed_for_other_windows_are_refused(finetune_args, tmp_path):
+    rows = [Document(str(i), "-", {"prompt": "q", "completion": "a"}) for i in range(200)]
+    tokenize(rows, tmp_path / "packed", BYTES, chat=build_chat(BYTES, window_tokens=48), progress=False)
+    packed = {"synth": {"sources": {"chats": {"path": str(tmp_path / "packed")}}}}
+    with pytest.raises(ValueError, match=r"packed for windows of 48 tokens .* data.seq_len 64 would cut"):
+        train(finetune_args(packed), progress=False)
 
 
 def test_meta_lingua_s_loop_is_refused(finetune_args, chats):
