@@ -147,8 +147,8 @@ class StudyArgs:
     gpu: str = ""
     """GPU by name, e.g. "A100 80GB": the plan then says what fits into its memory, and the MFU."""
     calibrate: str = ""
-    """Training speed in tokens per second and GPU: 1B:21.7k, or several sizes, 200M:110k,1B:21.7k.
-    `lingua-synth study calibrate` measures it. A FLOP at another size takes as long as at the nearest ones."""
+    """Training speed in tokens per second and GPU: 1B:21.7k, or several sizes, 200M:110k,1B:21.7k. Empty: what
+    `lingua-synth study calibrate` measured for this folder. Other sizes reach the FLOP/s of the nearest ones."""
     gpu_hour_price: float = 0.0
     """Price of a GPU-hour, in any currency; 0: the plan names none."""
     design: DesignArgs = field(default_factory=DesignArgs)

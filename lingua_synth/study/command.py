@@ -1,4 +1,4 @@
-"""`lingua-synth study plan|launch|status|collect config=study.yaml`."""
+"""`lingua-synth study plan|launch|status|collect|calibrate config=study.yaml`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from collections.abc import Sequence
 
 from lingua_synth.config import HELP_FLAGS, help_text
 from lingua_synth.study.args import StudyArgs, parse_study
-from lingua_synth.study.plan_command import plan
+from lingua_synth.study.plan_command import calibrate_main, plan
 
-ACTIONS = ("plan", "launch", "status", "collect")
+ACTIONS = ("plan", "launch", "status", "collect", "calibrate")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plan, train, look at, or collect a study."""
+    """Plan, train, look at, collect, or measure a study."""
     if not argv or argv[0] not in ACTIONS:
         if argv and argv[0] in HELP_FLAGS:
             print(help_text(StudyArgs, prog=f"lingua-synth study {'|'.join(ACTIONS)}"))
             return 0
         raise ValueError(f"`lingua-synth study` takes one of {', '.join(ACTIONS)}, then config=FILE")
     action, words = argv[0], argv[1:]
-    if action != "plan":
-        from lingua_synth.study import runs_command
+    if action == "plan":
+        return plan(parse_study(words, prog="lingua-synth study plan"))
+    if action == "calibrate":
+        return calibrate_main(words)
+    from lingua_synth.study import runs_command
 
-        return {
-            "launch": runs_command.launch_main,
-            "status": runs_command.status_main,
-            "collect": runs_command.collect_main,
-        }[action](words)
-    return plan(parse_study(words, prog="lingua-synth study plan"))
+    return {
+        "launch": runs_command.launch_main,
+        "status": runs_command.status_main,
+        "collect": runs_command.collect_main,
+    }[action](words)

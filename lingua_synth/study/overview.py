@@ -23,6 +23,7 @@ from lingua_synth.study.pricing import SPEED_RULE, Throughput, token_bytes
 from lingua_synth.train.args import schedule_name
 
 PLAN_CSV, PLAN_JSON = "plan.csv", "plan.json"
+UNKNOWN_TIME = "hours not known (set calibrate, or measure: `lingua-synth study calibrate`)"
 MOST_LISTED = 40
 """Runs that are listed one by one on the screen."""
 
@@ -167,7 +168,7 @@ class StudyPlan:
             if hours and self.gpu_hour_price
             else ""
         )
-        cost = f"{_hours(hours)} {self.hours_word}{price}" if hours is not None else "time not known (set calibrate)"
+        cost = f"{_hours(hours)} {self.hours_word}{price}" if hours is not None else UNKNOWN_TIME
         parts = [f"{len(self.runs):,} runs: {in_words(self.tokens)} tokens, {self.flops:.3g} FLOPs, {cost}"]
         if len(self.runs) <= MOST_LISTED:
             parts.append(self._run_table())
@@ -327,7 +328,7 @@ def overview(study: StudyArgs, *, draft: bool = False) -> StudyPlan:
         ladder=_ladder(runs),
         conditioning=tuple(plan_conditioning(runs, study.design, throughput)),
         checkpoint_bytes=sum(run.disk_bytes for run in runs),
-        calibrate=study.calibrate,
+        calibrate=planner.calibrate,
         gpu=study.gpu,
         gpu_hour_price=study.gpu_hour_price,
         warnings=tuple(_warnings(runs, sizes, planner, study)),

@@ -37,6 +37,7 @@ from lingua_synth.study.pricing import (
     memory_fit,
     num_checkpoints,
     parse_calibration,
+    read_calibration,
 )
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
@@ -136,7 +137,8 @@ class StudyPlanner:
         self._manifests = {name: _manifest(name, source, draft) for name, source in study.sources.items()}
         self.available = {name: self._num_tokens(name) for name in study.sources}
         self._bases: dict[tuple[str, tuple[str, ...]], tuple[TrainArgs, int]] = {}
-        self._speeds = parse_calibration(study.calibrate) if study.calibrate else {}
+        self.calibrate = study.calibrate or read_calibration(study.out)
+        self._speeds = parse_calibration(self.calibrate) if self.calibrate else {}
         self._infeasible: dict[str, tuple[float, str]] = {}
         self._plan_report = functools.lru_cache(maxsize=None)(self._uncached_plan_report)
         self._resolve = functools.lru_cache(maxsize=None)(self._uncached_resolve)

@@ -15,15 +15,19 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lingua_synth.files import read_json
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.model.args import ModelArgs
-from lingua_synth.model.counts import GPU_MEMORY_BYTES, count_parameters, flops_per_token
+from lingua_synth.model.counts import GPU_MEMORY_BYTES, count_parameters
 from lingua_synth.model.memory import MemoryEstimate, estimate_memory, largest_batch_size
 from lingua_synth.train.args import TrainArgs
 
 SPEED_RULE = "a size that was not measured keeps the FLOP/s of the nearest ones, interpolated in log FLOPs per token"
+CALIBRATION = "calibration.json"
+"""In the study's folder: what `lingua-synth study calibrate` measured."""
 BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weights and AdamW's two moments."""
 
@@ -72,6 +76,22 @@ def parse_calibration(text: str) -> dict[str, float]:
             raise ValueError(f"calibrate gives {size} twice: {text!r}")
         speeds[size] = value
     return speeds
+
+
+def calibration_words(speeds: Mapping[str, float]) -> str:
+    """Speeds by size as `parse_calibration` reads them: "200M:110000,1B:21700"."""
+    return ",".join(f"{size}:{speed:.6g}" if speed < 1e5 else f"{size}:{speed:.0f}" for size, speed in speeds.items())
+
+
+def read_calibration(folder: str) -> str:
+    """What `study calibrate` measured, as `calibrate` has it; empty where it was not called for this folder."""
+    path = Path(folder) / CALIBRATION
+    if not folder or not path.is_file():
+        return ""
+    words = read_json(path).get("calibrate")
+    if not isinstance(words, str):
+        raise ValueError(f"{path} holds no calibration; delete it, and `lingua-synth study calibrate` makes it anew")
+    return words
 
 
 def build_throughput(speeds: Mapping[str, float], per_token: Mapping[str, float]) -> Throughput:
@@ -182,8 +202,3 @@ def num_checkpoints(args: TrainArgs) -> int:
 def token_bytes(vocab_size: int) -> int:
     """Bytes of a token in a shard."""
     return 2 if vocab_size <= 1 << 16 else 4
-
-
-def model_flops_per_token(args: TrainArgs) -> int:
-    """Training FLOPs per token of the resolved `args`."""
-    return flops_per_token(args.model, args.data.seq_len)
