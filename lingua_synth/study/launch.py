@@ -38,7 +38,7 @@ from lingua_synth.study.board import (
     write_plan,
 )
 from lingua_synth.study.launch_args import LaunchArgs, validate_launch
-from lingua_synth.study.node import Node, run_command_words, run_environment, visible_gpus
+from lingua_synth.study.node import GPUS, Node, Place, run_command_words, run_environment, visible_gpus
 from lingua_synth.study.plan import PlannedRun
 
 JOBS = "jobs"
@@ -47,6 +47,8 @@ SUBMITTED = "submitted.json"
 SHOWN_FAILURES = 5
 LOCAL_MINUTES = 60 * 24 * 365
 """submitit ends local jobs after a time; these end when there is nothing left to do."""
+CPUS_PER_GPU = 4
+"""A rank computes on one, reads batches on another, and writes checkpoints on a third."""
 NO_SLURM = (
     "this machine has no SLURM (no {missing} in PATH): launch on a login node of the cluster, or take "
     "launch.engine=here or local. launch.dry_run=true prints the script without SLURM"
@@ -247,8 +249,10 @@ def slurm_parameters(folder: Path, args: LaunchArgs) -> dict[str, Any]:
     """The parameters of submitit's SLURM executor; what is not asked for is left out."""
     asked = args.slurm
     cpus = asked.cpus_per_task
-    if cpus is None and not args.gpus_per_node:
-        cpus = args.num_workers * args.threads_per_worker
+    if cpus is None:
+        # SLURM's default is one core for all: eight ranks on it would starve their GPUs.
+        gpus = args.gpus_per_node or 0
+        cpus = CPUS_PER_GPU * gpus if gpus else args.num_workers * args.threads_per_worker
     parameters = {
         "job_name": f"lingua-synth-{folder.absolute().name}",
         "nodes": 1,
@@ -340,23 +344,24 @@ def describe_launch(
     queued = queue(runs)
     args = _with_gpus(args, queued)
     open_runs = sorted((run for run in queued if not run.is_finished), key=lambda run: -run.flops)
-    lines = [f"# {len(open_runs)} of {len(queued)} runs, in this order; configs/ is written when a run starts"]
+    shared = run_environment(
+        Place((), 0), num_threads=args.threads_per_worker, cache_dir=args.cache_dir or folder / LAUNCH / "cache"
+    )
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in shared.items() if name != GPUS]
+    lines += ["", f"# {len(open_runs)} of {len(queued)} runs, in this order; configs/ is written when a run starts"]
     for run in open_runs:
-        node = Node([str(k) for k in range(args.gpus_per_node or 0)], runs_per_gpu=args.runs_per_gpu)
-        place = node.take(run)
+        place = Node([str(k) for k in range(args.gpus_per_node or 0)], runs_per_gpu=args.runs_per_gpu).take(run)
         assert place is not None, "_with_gpus refuses what does not fit"
-        environment = run_environment(
-            place, num_threads=args.threads_per_worker, cache_dir=args.cache_dir or folder / LAUNCH / "cache"
-        )
-        if run.after:
-            lines.append(f"# after {', '.join(run.after)}")
+        notes = [f"after {', '.join(run.after)}"] if run.after else []
         if trains_in_worker(run, place):
-            lines.append("# in a process that trains several runs, the same as:")
+            notes.append("in a process that trains several runs, the same as")
         elif place.gpus:
-            lines.append(f"# on any {len(place.gpus)} of a node's GPUs, e.g.:")
+            notes.append(f"on any {len(place.gpus)} of a node's GPUs")
+        if notes:
+            lines.append(f"# {'; '.join(notes)}")
         config = (folder / LAUNCH / CONFIGS / f"{run.key}.yaml").absolute()
-        words = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-        lines.append(" ".join([*words, shlex.join(run_command_words(config, len(place.gpus)))]))
+        words = shlex.join(run_command_words(config, len(place.gpus)))
+        lines.append(f"{GPUS}={','.join(place.gpus)} {words}")
     if args.engine == "slurm":
         lines += ["", f"# sbatch, {args.jobs} job(s) at a time, each drawing from these runs until none is left:"]
         lines.append(slurm_script(folder, args))

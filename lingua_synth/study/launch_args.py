@@ -25,8 +25,7 @@ class SlurmArgs:
     max_timeouts: int = 100
     """Times a job goes back into the queue at the end of its time."""
     cpus_per_task: int | None = None
-    """CPU cores of a job; null: launch.num_workers x launch.threads_per_worker where runs are CPU runs, else SLURM's
-    default."""
+    """CPU cores of a job; null: 4 for each of its GPUs, or launch.num_workers x launch.threads_per_worker without."""
     mem_gb: float | None = None
     """Memory of a job; null: the cluster's default."""
     constraint: str | None = None

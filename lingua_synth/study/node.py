@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from lingua_synth.study.board import QueuedRun, tail
 
+GPUS = "CUDA_VISIBLE_DEVICES"
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal a process gets when the one that started it ends."""
 ERROR = "error: "
@@ -105,7 +106,7 @@ class Node:
 
 def visible_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES names, or every GPU of this machine by number; without loading torch."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = os.environ.get(GPUS)
     if named is not None:
         return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1", "NoDevFiles")]
     try:
@@ -127,7 +128,7 @@ def run_environment(place: Place, *, num_threads: int, cache_dir: str | Path) ->
     caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     folders = {name: os.environ.get(name, str(Path(cache_dir).absolute() / sub)) for name, sub in caches.items()}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(num_threads))
-    return threads | folders | {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
+    return threads | folders | {GPUS: ",".join(place.gpus)}
 
 
 def run_command_words(config: Path, num_gpus: int) -> list[str]:

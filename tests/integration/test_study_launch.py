@@ -183,6 +183,31 @@ def test_told_to_leave_it_writes_checkpoints_and_goes_on_from_them(yaml, uninter
     assert table(out) == {name: uninterrupted[name] for name in table(out)} and len(table(out)) == len(runs) == 4
 
 
+def test_a_run_of_two_gpus_is_a_torchrun_that_leaves_with_a_checkpoint(yaml, tmp_path, monkeypatch):
+    # Two GPUs by name; torch sees none, so that the ranks train on the CPU.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    out = tmp_path / "study"
+    words = ("train.synth.device=auto", "num_gpus=2", "train.data.batch_size=2", "train.checkpoint.dump.every=0")
+    words += ("sizes=[nano-27k]", "budgets=[65536]", "seeds=[1]", "mixtures={natural: {ratios: {natural: '1'}}}")
+    words += ("train.synth.on_exhaustion=repeat",)
+    launcher = start("launch", yaml, out, *words)
+    wait_until(lambda: any(path.stat().st_size for path in out.glob("runs/*/metrics.jsonl")))
+    launcher.terminate()
+    errors = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 128 + signal.SIGTERM, errors[-2000:]
+    (run,) = runs_of(out)
+    (step,) = os.listdir(f"{run.dump_dir}/checkpoints")
+    assert 0 < int(step) < 65536 // 128
+    log = (out / "launch" / "logs" / f"{run.key}.log").read_text()
+    assert f"signal {signal.SIGUSR2.value} at step {int(step)} of 512" in log
+    result = subprocess.run(command("launch", yaml, out, *words), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [a.outcome for a in read_attempts(out, run.run_id)] == ["left", "finished"]
+    params = json.loads(Path(f"{run.dump_dir}/checkpoints/{512:010d}/params.json").read_text())
+    assert params["grad_acc_steps"] == 1  # two ranks of two sequences
+    assert f"resumed from {step}" in Path(f"{run.dump_dir}/train.log").read_text()
+
+
 # --- SLURM ---
 
 
