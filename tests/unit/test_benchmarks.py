@@ -25,6 +25,7 @@ MODULES = (
     "fitters",
     "scaling",
     "generate",
+    "analysis",
 )
 
 
@@ -373,3 +374,22 @@ def test_generation_is_measured_beside_a_bare_loop_and_a_bare_client(tmp_path):
 def test_a_generation_that_cannot_be_measured_is_refused():
     done = run("generate.py", "--window", "0")
     assert done.returncode == 2 and "--window must be at least 1, got 0" in done.stderr
+
+
+# --- counting tokens ---
+
+
+def test_analysis_prints_and_writes_its_tables(tmp_path):
+    page = tmp_path / "page.md"
+    done = run("analysis.py", "--tokens", 200_000, "--rounds", 1, "--work", tmp_path, "--out", page)
+    assert done.returncode == 0, done.stderr
+    written = page.read_text()
+    assert done.stdout.startswith(written.rstrip("\n")) and str(tmp_path) not in written
+    goals = rows(written, "Goals")
+    for kind in ("258 words, uint16", "50,257 words, uint16", "128,256 words, uint32"):
+        rates = rows(written, f"{kind}, in memory")
+        assert rates["a pass that only reads"][2] == "1.00"
+        assert float(rates["**lingua_synth**, 1 thread"][1]) > 0 and "numpy's bincount, 1 thread" in rates
+        goal, _, verdict = goals[f"{kind}, in memory: of a pass, per core"]
+        assert goal == ">= 0.5" and verdict in ("met", "NOT met")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.md"]
