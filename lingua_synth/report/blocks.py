@@ -78,7 +78,24 @@ class Picture:
             raise ValueError(f"a picture's name is made of small letters, digits, - and _; got {self.name!r}")
 
 
-Block = str | Table | Sample | Bullets | Terms | Picture
+@dataclass(frozen=True)
+class Judgement:
+    """A statement with the verdict on it, set off by a word and a colour, and lines that say why."""
+
+    verdict: str
+    """supported, rejected or undecided."""
+    says: str
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Statements with their verdicts, one under the other."""
+
+    items: Sequence[Judgement]
+
+
+Block = str | Table | Sample | Bullets | Terms | Picture | Judgements
 
 
 @dataclass
@@ -113,11 +130,22 @@ def block_html(block: Block, svgs: dict[str, str], number: int | None = None) ->
     if isinstance(block, Terms):
         pairs = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in block.pairs)
         return f"<dl>{pairs}</dl>"
+    if isinstance(block, Judgements):
+        return "\n".join(_judgement_html(one) for one in block.items)
     assert isinstance(block, Picture), "no other kind of block exists"
     return (
         f'<figure id="{block.name}"><div class="drawing" role="img" aria-label="{html.escape(block.caption)}">'
         f"{svgs[block.name]}</div>"
         f"<figcaption><b>Figure {number}.</b> {html.escape(block.caption)}</figcaption></figure>"
+    )
+
+
+def _judgement_html(one: Judgement) -> str:
+    assert one.verdict in ("supported", "rejected", "undecided"), "the style sheet knows three"
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in one.lines)
+    return (
+        f'<div class="judgement {one.verdict}"><p><b class="verdict">{one.verdict}</b> {html.escape(one.says)}</p>'
+        f"{f'<ul>{lines}</ul>' if lines else ''}</div>"
     )
 
 

@@ -116,6 +116,9 @@ def _legend(canvas: Canvas, *, outside: bool) -> None:
         per_row = _per_row(names)
         figure = canvas.ax.get_figure()
         assert figure is not None, "axes of ours live in a figure of ours"
+        rows = math.ceil(len(names) / per_row)
+        # The plot keeps its height, whatever stands below it.
+        figure.set_figheight(figure.get_figheight() + 0.19 * max(0, rows - 2))  # type: ignore[union-attr]
         legend = figure.legend(handles, blanks, loc="outside lower center", ncols=per_row, handlelength=2.6)
     else:
         legend = canvas.ax.legend(handles, blanks, handlelength=2.6)

@@ -420,7 +420,7 @@ _MODEL = ("model_scaling", "model_extrapolation")
 
 
 def _pct(value: float) -> str:
-    return f"{100 * value:g}{words.THIN}%"
+    return f"{100 * value:g}{words.THIN}%".replace("-", words.MINUS)
 
 
 def _speedup_large(e: Evidence, m: Margins) -> Claim:

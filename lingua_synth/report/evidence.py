@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from lingua_synth.scaling import Runs, StudyFits
 
+KNOWN = 10_000
+"""Degrees of freedom of a noise that was given."""
 Term = tuple[float, str, str, float]
 """(coefficient, mixture, size, tokens): a contrast is a sum of coefficient times ln(loss)."""
 
@@ -80,6 +82,8 @@ class Evidence:
     seed: int = 0
     roles: Mapping[str, str] = field(default_factory=dict)
     generators: Mapping[str, str] = field(default_factory=dict)
+    given_noise: float | None = None
+    """Standard deviation of ln loss of one run, where it is known; None: as the runs show it."""
 
     @classmethod
     def of(
@@ -91,6 +95,7 @@ class Evidence:
         n_definition: str | None = None,
         roles: Mapping[str, str] | None = None,
         generators: Mapping[str, str] | None = None,
+        noise: float | None = None,
     ) -> Evidence:
         """With the target, N and resamples of the fits, and natural text alone as base, where nothing else is said."""
         return cls(
@@ -103,6 +108,7 @@ class Evidence:
             getattr(fits, "seed", 0) if fits is not None else 0,
             dict(roles or {}),
             dict(generators or {}),
+            noise,
         )
 
     @cached_property
@@ -123,6 +129,8 @@ class Evidence:
     @cached_property
     def noise(self) -> RunNoise | None:
         """Scatter of one run."""
+        if self.given_noise is not None:
+            return RunNoise(self.given_noise, KNOWN, "the noise given", True)
         return run_noise(self.runs, self.target, self.fits)
 
     @cached_property

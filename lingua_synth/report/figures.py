@@ -40,13 +40,14 @@ from lingua_synth.report.cells import (
     parameters,
 )
 from lingua_synth.report.laws import LEVEL, estimate, n_definition_of, reasons, target_of
+from lingua_synth.scaling import compute_optimal
 from lingua_synth.scaling import speedup as law_speedup
 from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lingua_synth.scaling import MixtureFit, Runs, StudyFits
+    from lingua_synth.scaling import MixtureFit, Ranking, Runs, Speedup, StudyFits
 
 __all__ = [
     "data_scaling",
@@ -59,6 +60,11 @@ __all__ = [
     "ratio",
     "speedup",
 ]
+
+SPEEDUP_POINTS = 7
+"""So many budgets make a smooth enough curve of speed-ups; each takes some 10 ms for its interval."""
+FRONTIER_POINTS = 41
+FRONTIER_COLOUR = "#D55E00"
 
 # --- the figures ---
 
@@ -129,21 +135,22 @@ def model_scaling(
 def irreducible_loss(runs: Runs, fits: StudyFits | None, ax: Axes | None = None, *, base: str | None = None) -> Axes:
     """E of the joint law per mixture, the loss that no size and no budget would undercut, with 95 % intervals.
 
-    A mixture whose joint fit is not identifiable gets a hatched row with these words and no number.
+    Where the mixtures were fitted together these are the ranking's: lowest first, intervals that hold for all mixtures
+    at once, and letters at the right; mixtures with a letter in common are not told apart. Else each mixture by itself.
+    A mixture whose fit is not identifiable gets a hatched row with these words and no number.
     """
+    ranking = getattr(fits, "ranking", None)
+    if ranking is not None and ranking.of == "E":
+        return _ranked_constants(runs, ranking, target_of(fits), ax, base)
     mixtures = runs.mixtures
     with canvas_on(ax, "E", "mixture", height=1.3 + 0.36 * max(2, len(mixtures)), legend=False) as canvas:
-        looks = style.looks(mixtures, base_mixture(runs, base))
+        looks = style.looks_of(runs, base)
         canvas.labels(f"irreducible loss E ({words.target_words(target_of(fits))[1]})", "")
         numbered = 0
         for row, mixture in enumerate(mixtures):
             entry = fits.joint.get(mixture) if fits is not None else None
             if entry is None or not entry.identifiable:
-                canvas.ax.axhspan(row - 0.32, row + 0.32, facecolor="#f6f6f6", edgecolor="#d8d8d8", hatch="////", lw=0)
-                text = canvas.ax.text(
-                    0.5, row, "not identifiable", transform=canvas.ax.get_yaxis_transform(), ha="center", va="center"
-                )
-                text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+                _hatched(canvas, row)
                 canvas.record("note", mixture, y=mixture, note="not identifiable: " + reasons(entry))
                 continue
             value, low, high = estimate(entry, "E")
@@ -161,6 +168,37 @@ def irreducible_loss(runs: Runs, fits: StudyFits | None, ax: Axes | None = None,
     return canvas.ax
 
 
+def _ranked_constants(runs: Runs, ranking: Ranking, target: str, ax: Axes | None, base: str | None) -> Axes:
+    labels = list(ranking.labels)
+    with canvas_on(ax, "E", "mixture", height=1.3 + 0.36 * max(2, len(labels)), legend=False) as canvas:
+        looks = style.looks_of(runs, base)
+        canvas.labels(f"irreducible loss E ({words.target_words(target)[1]})", "")
+        for row, mixture in enumerate(labels):
+            value, low, high = (float(x[row]) for x in (ranking.values, ranking.low, ranking.high))
+            look = looks[mixture]
+            letters = "".join(chr(97 + k % 26) for k, group in enumerate(ranking.groups) if mixture in group)
+            if not math.isfinite(low):
+                _hatched(canvas, row)
+                canvas.record("note", mixture, y=mixture, note="not identifiable")
+                continue
+            canvas.ax.plot([low, high], [row, row], color=look.colour, linewidth=2.2, solid_capstyle="butt")
+            canvas.ax.plot([value], [row], linestyle="none", marker=look.marker, color=look.colour, markersize=7)
+            canvas.ax.annotate(
+                letters, (1.015, row), xycoords=canvas.ax.get_yaxis_transform(), va="center", annotation_clip=False
+            )
+            canvas.record("fit", mixture, x=value, y=mixture, low=low, high=high, note=f"ties: {letters}")
+        categories(canvas.ax, labels)
+    return canvas.ax
+
+
+def _hatched(canvas: Canvas, row: int) -> None:
+    canvas.ax.axhspan(row - 0.32, row + 0.32, facecolor="#f6f6f6", edgecolor="#d8d8d8", hatch="////", lw=0)
+    text = canvas.ax.text(
+        0.5, row, "not identifiable", transform=canvas.ax.get_yaxis_transform(), ha="center", va="center"
+    )
+    text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+
+
 def joint_fit(
     runs: Runs,
     fits: StudyFits | None,
@@ -170,7 +208,8 @@ def joint_fit(
     target: str | None = None,
     base: str | None = None,
 ) -> Axes:
-    """The joint law of one mixture: lines of equal loss over D and N, the runs on top.
+    """The joint law of one mixture: lines of equal loss over D and N, the runs on top, and the sizes and budgets of
+    lowest loss for their compute (6 N D) with a 95 % band.
 
     When the fit is not identifiable its surface means nothing away from the runs, so predicted against observed loss
     is drawn instead; when there is no fit at all, the words why. ValueError for a mixture that is not in the table.
@@ -179,7 +218,7 @@ def joint_fit(
     n_definition = n_definition_of(fits)
     if mixture not in runs.mixtures:
         raise ValueError(f"no runs of mixture {mixture!r}; the table has {', '.join(runs.mixtures) or 'no runs'}")
-    look = style.looks(runs.mixtures, base_mixture(runs, base))[mixture]
+    look = style.looks_of(runs, base)[mixture]
     entry = fits.joint.get(mixture) if fits is not None else None
     if entry is None or entry.fit is None:
         with canvas_on(ax, "tokens", f"n_{n_definition}", legend=False) as canvas:
@@ -190,7 +229,7 @@ def joint_fit(
     N = parameters(runs, n_definition)[mine]
     predicted = np.asarray(entry.fit.predict(N=N, D=D), dtype=float)
     if entry.identifiable:
-        with canvas_on(ax, "tokens", f"n_{n_definition}", height=3.8, legend=False) as canvas:
+        with canvas_on(ax, "tokens", f"n_{n_definition}", height=3.9) as canvas:
             _contours(canvas, entry, mixture, look, N, D, loss, predicted, n_definition, target)
     else:
         with canvas_on(ax, "observed", "predicted", height=3.8, legend=False) as canvas:
@@ -262,7 +301,7 @@ def domains(
     """
     base = base_mixture(runs, base)
     chosen = cell or largest_cell(cells(runs, target_of(fits), n_definition_of(fits)))
-    looks = style.looks(runs.mixtures, base)
+    looks = style.looks_of(runs, base)
     with canvas_on(ax, "loss", "domain", height=1.6 + 0.34 * max(2, len(runs.domains))) as canvas:
         canvas.labels("held-out loss (nats per token)", "")
         if chosen is None or not runs.domains:
@@ -301,9 +340,10 @@ def speedup(
 
     Marks are read off the runs: the base's mean losses interpolated in ln D, no law involved. Where the mixture is
     beyond what the base reached at its largest budget, an upward triangle stands at the least factor that is certain
-    (below its smallest budget, a downward one at the greatest). Curves need identifiable data laws of both and are thin
-    where the base's law is read beyond the base's runs; budgets at which it can never reach the mixture's loss are
-    stated as beyond reach. Above 1 the mixture saves tokens, below 1 it costs tokens.
+    (below its smallest budget, a downward one at the greatest). Curves are of the joint laws of all mixtures together,
+    with 95 % bands, where there are such; else of the data laws of both, where identifiable. They are thin where the
+    base's law is read beyond the base's runs; budgets at which it can never reach the mixture's loss are stated as
+    beyond reach. Above 1 the mixture saves tokens, below 1 it costs tokens.
     """
     target = target_of(fits, target)
     base = base_mixture(runs, base)
@@ -321,8 +361,12 @@ def speedup(
         if not others:
             canvas.words("Only one mixture at this size: nothing to compare.")
             return canvas.ax
-        looks = style.looks(runs.mixtures, base)
-        beyond = [_speedup_of(canvas, m, looks[m], chosen, known, _law_pair(fits, base, m, size)) for m in others]
+        looks = style.looks_of(runs, base)
+        beyond = []
+        for m in others:
+            pooled = _pooled_speedup(fits, base, m, chosen)
+            pair = None if pooled is not None else _law_pair(fits, base, m, size)
+            beyond.append(_speedup_of(canvas, m, looks[m], chosen, known, pair, pooled, len(others)))
         factor_axis(canvas, [cell.tokens for cell in chosen])
         if not any(row["kind"] != "note" for row in canvas.rows):
             canvas.words("The runs of the base mixture do not fall with D, and there is no law: no speed-up to state.")
@@ -348,7 +392,7 @@ def _scaling(
     if not chosen:
         canvas.words("No runs in this table.")
         return
-    looks = style.looks(runs.mixtures, base_mixture(runs, base))
+    looks = style.looks_of(runs, base)
     abscissa = {id(cell): cell.tokens if variable == "D" else cell.num_parameters for cell in chosen}
     count_axis(ax, sorted(set(abscissa.values())))
     for mixture in [m for m in runs.mixtures if any(m in cell.losses for cell in chosen)]:
@@ -419,7 +463,9 @@ def _contours(
     for level, path in zip(lines.levels, lines.get_paths(), strict=True):
         for x, y in np.asarray(path.vertices, dtype=float).tolist():
             canvas.record("contour", mixture, x=x, y=y, value=float(level))
+    _frontier(canvas, entry, mixture, grid_N, grid_D)
     ax.plot(D, N, linestyle="none", marker=look.marker, color=look.colour, zorder=3)
+    canvas.key("runs", color=look.colour, marker=look.marker, linestyle="none")
     for d, n, seen, law in zip(D, N, loss, predicted, strict=True):
         canvas.record("run", mixture, x=float(d), y=float(n), value=float(seen), note=f"law: {law!r}")
     canvas.labels("training tokens D", f"N, {words.N_WORDS.get(n_definition, n_definition)}")
@@ -428,6 +474,35 @@ def _contours(
         parse_math=False,
     )
     ax.grid(visible=False)
+
+
+def _frontier(canvas: Canvas, entry: MixtureFit, mixture: str, grid_N: np.ndarray, grid_D: np.ndarray) -> None:
+    """Where each compute budget is spent best, as far as that lies among the runs' sizes and budgets."""
+    if not hasattr(entry.fit, "law"):
+        return
+    assert entry.fit is not None, "an identifiable entry has a fit"
+    limits = canvas.ax.get_xlim(), canvas.ax.get_ylim()
+    C = np.geomspace(6 * grid_N[0] * grid_D[0], 6 * grid_N[-1] * grid_D[-1], FRONTIER_POINTS)
+    try:
+        found = compute_optimal(entry.fit, C, resamples=entry.bootstrap)
+    except ValueError:  # a law without N or D has no such line
+        return
+    known = np.isfinite(found.N) & (grid_N[0] <= found.N) & (grid_N[-1] >= found.N)
+    known &= (grid_D[0] <= found.D) & (grid_D[-1] >= found.D)
+    if known.sum() < 2:
+        return
+    low, high = found.bands.get("N", (np.full(len(C), np.nan),) * 2)
+    banded = known & np.isfinite(low)
+    if banded.sum() > 1:
+        # Along one C more parameters are fewer tokens: the ends of the interval lie on that line.
+        edge_D = np.concatenate([(C / (6 * low))[banded], (C / (6 * high))[banded][::-1]])
+        edge_N = np.concatenate([low[banded], high[banded][::-1]])
+        canvas.ax.fill(edge_D, edge_N, color=FRONTIER_COLOUR, alpha=0.18, linewidth=0, zorder=1)
+    canvas.ax.plot(found.D[known], found.N[known], color=FRONTIER_COLOUR, linewidth=1.8, zorder=2)
+    canvas.key("lowest loss for 6ND FLOPs", color=FRONTIER_COLOUR, linewidth=1.8)
+    for c, n, d, lo, hi in zip(C[known], found.N[known], found.D[known], low[known], high[known], strict=True):
+        canvas.record("frontier", mixture, x=float(d), y=float(n), low=float(lo), high=float(hi), note=f"C = {c:.4g}")
+    canvas.ax.set(xlim=limits[0], ylim=limits[1])
 
 
 def _ratio_lines(canvas: Canvas, lines: Sequence[Cell], on_axis: dict[str, float], *, by_size: bool) -> None:
@@ -493,9 +568,12 @@ def _speedup_of(
     chosen: Sequence[Cell],
     known: Sequence[tuple[float, float]],
     laws: tuple[MixtureFit, MixtureFit] | None,
+    pooled: Speedup | None,
+    num_mixtures: int,
 ) -> bool:
     """Draw one mixture's speed-up; True when its law says beyond reach somewhere."""
-    canvas.key(mixture, color=look.colour, marker=look.marker, linestyle=look.line if laws else "none")
+    has_curve = laws is not None or pooled is not None
+    canvas.key(mixture, color=look.colour, marker=look.marker, linestyle=look.line if has_curve else "none")
     for cell in chosen:
         if mixture not in cell.losses:
             continue
@@ -509,21 +587,52 @@ def _speedup_of(
             cell.tokens, budget / cell.tokens, marker=marker, color=look.colour, markerfacecolor=face, linestyle="none"
         )
         canvas.record("measured", mixture, x=cell.tokens, y=budget / cell.tokens, note=bound)
-    if laws is None:
+    if pooled is not None:
+        result, grid = pooled, pooled.D
+        if result.low is not None and result.high is not None:
+            canvas.ax.fill_between(
+                grid,
+                np.maximum(result.low, 1e-6),
+                np.minimum(result.high, 1e9),
+                color=look.colour,
+                alpha=0.15 if num_mixtures <= 4 else 0.07,
+                linewidth=0,
+            )
+    elif laws is not None:
+        grid = np.geomspace(chosen[0].tokens, chosen[-1].tokens, GRID_POINTS)
+        base_law, law = laws
+        assert base_law.fit is not None and law.fit is not None, "identifiable entries have fits"
+        result = law_speedup(base_law.fit, law.fit, grid)
+    else:
         return False
-    grid = np.geomspace(chosen[0].tokens, chosen[-1].tokens, GRID_POINTS)
-    base_law, law = laws
-    assert base_law.fit is not None and law.fit is not None, "identifiable entries have fits"
-    result = law_speedup(base_law.fit, law.fit, grid)
     factor = np.asarray(result.factor, dtype=float)
     beyond = np.asarray(result.beyond_reach, dtype=bool)
     inside = ~beyond & (np.asarray(result.extrapolation_factor, dtype=float) <= 1)
     canvas.ax.plot(grid[~beyond], factor[~beyond], color=look.colour, linestyle=look.line, linewidth=0.7)
     canvas.ax.plot(grid[inside], factor[inside], color=look.colour, linestyle=look.line)
-    for x, y, out, known_there in zip(grid, factor, beyond, inside, strict=True):
+    ends = [getattr(result, name, None) for name in ("low", "high")]
+    for k, (x, y, out, known_there) in enumerate(zip(grid, factor, beyond, inside, strict=True)):
         note = "beyond reach" if out else "" if known_there else "beyond the base's runs"
-        canvas.record("fit", mixture, x=float(x), y=None if out else float(y), note=note)
+        limits = {
+            name: float(values[k]) for name, values in zip(("low", "high"), ends, strict=True) if values is not None
+        }
+        canvas.record("fit", mixture, x=float(x), y=None if out else float(y), note=note, **limits)
     return bool(beyond.any())
+
+
+def _pooled_speedup(fits: StudyFits | None, base: str | None, mixture: str, chosen: Sequence[Cell]) -> Speedup | None:
+    """By the joint laws of all mixtures, at the size of these cells, with intervals; None where there are none."""
+    pooled, drawn = getattr(fits, "pooled", None), getattr(fits, "drawn", None)
+    budgets = sorted({cell.tokens for cell in chosen if mixture in cell.losses})
+    if pooled is None or drawn is None or not budgets or not {base, mixture} <= set(pooled.fits):
+        return None
+    if not (pooled.fits[str(base)].identifiable and pooled.fits[mixture].identifiable):
+        return None
+    N = chosen[0].num_parameters
+    grid = np.array(budgets)
+    if 1 < len(grid) < SPEEDUP_POINTS:  # the budgets themselves, and places between them
+        grid = np.unique(np.concatenate([grid, np.geomspace(grid[0], grid[-1], SPEEDUP_POINTS)]))
+    return pooled.speedup(str(base), mixture, grid, N, resamples=drawn, level=LEVEL)
 
 
 def equal_loss_budget(known: Sequence[tuple[float, float]], loss: float) -> tuple[float, str] | None:

@@ -23,7 +23,7 @@ from lingua_synth.report.words import joined, percent, plural, quoted, short_cou
 from lingua_synth.scaling.natural import synthetic_ratios
 
 if TYPE_CHECKING:
-    from lingua_synth.scaling import Runs, StudyFits
+    from lingua_synth.scaling import Ranking, Runs, StudyFits
 
 
 def asked(runs: Runs, base: str | None) -> list[str]:
@@ -209,7 +209,10 @@ def fit_findings(runs: Runs, fits: StudyFits | None) -> list[str]:
             f"The scaling law in model size and tokens together is identified for {joined(quoted(m) for m in good)}, "
             f"not for {joined(quoted(m) for m in bad)}."
         )
-    if good:
+    ranking = getattr(fits, "ranking", None)
+    if ranking is not None and ranking.of == "E":
+        sentences.append(_ranked_E(ranking, words.target_words(fits.target)[1]))
+    elif good:
         sentences.append(_lowest_E({m: estimate(fits.joint[m], "E") for m in good}, words.target_words(fits.target)[1]))
     for laws, what in ((fits.data, "tokens at one model size"), (fits.model, "model size at one budget")):
         entries = [entry for by_place in laws.values() for entry in by_place.values()]
@@ -221,6 +224,22 @@ def fit_findings(runs: Runs, fits: StudyFits | None) -> list[str]:
                 else f"No law of loss against {what} can be identified ({len(entries)} tried)."
             )
     return sentences
+
+
+def _ranked_E(ranking: Ranking, unit: str) -> str:
+    """The lowest E of mixtures that were fitted together, and what is tied with it."""
+    lowest = ranking.labels[0]
+    stated = words.with_interval(*(float(x[0]) for x in (ranking.values, ranking.low, ranking.high)))
+    tied = [m for m in ranking.labels[1:] if not ranking.pair(lowest, m).told_apart]
+    apart = (
+        f"the table does not tell it from {joined(quoted(m) for m in tied)}"
+        if tied
+        else "the table tells it from every other"
+    )
+    return (
+        f"Fitted together, the lowest irreducible loss E is estimated for {quoted(lowest)}: {stated} {unit}, interval "
+        f"in brackets ({percent(LEVEL)} for all mixtures at once); {apart}."
+    )
 
 
 def _lowest_E(intervals: Mapping[str, tuple[float, float, float]], unit: str) -> str:

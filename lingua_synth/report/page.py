@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lingua_synth.files import atomic_file
+from lingua_synth.files import atomic_file, write_json
 from lingua_synth.report import figures, findings, style, words
 from lingua_synth.report.blocks import (
     Block,
@@ -33,9 +33,21 @@ from lingua_synth.report.blocks import (
 )
 from lingua_synth.report.canvas import drawn
 from lingua_synth.report.cells import Cell, cells, main_size
+from lingua_synth.report.claims_section import (
+    PaperQuestions,
+    answers_of,
+    claims_csv,
+    claims_section,
+    foretold_section,
+    generator_section,
+    ratio_blocks,
+    recommendation_section,
+    validate_questions,
+)
+from lingua_synth.report.evidence import Evidence
 from lingua_synth.report.laws import n_definition_of, reasons, target_of
 from lingua_synth.report.page_html import page_html
-from lingua_synth.report.tables import cells_table, fits_section, runs_section
+from lingua_synth.report.tables import cells_table, fits_section, gains_table, runs_section
 from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
 
 if TYPE_CHECKING:
@@ -45,6 +57,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "Bullets", "Picture", "Sample", "Section", "Table", "Terms", "write_report"]
 
+MOST_TOLD = 6
+"""Mixtures that are told one by one in sentences; more stand in a table."""
 MOST_RATIO_LINES = 12
 """Cells in one ratio figure."""
 MOST_JOINT_FIGURES = 12
@@ -62,13 +76,16 @@ def write_report(
     sections_after: Sequence[Section] = (),
     target: str | None = None,
     base: str | None = None,
+    questions: PaperQuestions | None = None,
 ) -> Path:
     """Write `report.html` and `figures/<name>.png`, `.svg`, `.csv` under `out_dir`; returns the path of the page.
 
     `summary`: sentences of the caller's that stand first among what was done. `sections_before` come between the
     summary and the results (how documents were made, samples of them), `sections_after` behind the results. `target` is
     the column of the runs table that is compared (default: the one that was fitted, else `loss_macro`), `base` the
-    mixture all others are compared with (default: natural text alone).
+    mixture all others are compared with (default: natural text alone). With `questions` the page also puts the paper's
+    claims to the table, shows what its laws foretell, and recommends what to train on; `claims.csv` and
+    `recommendation.json` lie beside it.
 
     Files are written atomically, the page last. ValueError for a target or base that is not in the table, for
     two pictures of one name, and when the fits were made on another target.
@@ -80,17 +97,36 @@ def write_report(
     n_definition = n_definition_of(fits)
     every_cell = cells(runs, target, n_definition)
 
-    sections = [_summary(runs, fits, every_cell, summary, target, n_definition, base), _glossary(target, n_definition)]
-    sections += sections_before
-    sections += _results(runs, fits, every_cell, target, n_definition, base)
-    sections += sections_after
-    sections += [fits_section(runs, fits), runs_section(runs)]
-    pictures = pictures_of(sections)
-
     out_dir = Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise ValueError(f"{out_dir} is a file; out= names a folder for the report")
+    sections = [_summary(runs, fits, every_cell, summary, target, n_definition, base), _glossary(target, n_definition)]
+    evidence = None
+    if questions is not None:
+        evidence = Evidence.of(
+            runs, fits, base, target, n_definition, questions.roles, questions.generators, questions.noise
+        )
+        validate_questions(questions, evidence)
+    sections += sections_before
+    sections += _results(runs, fits, every_cell, target, n_definition, base, evidence, questions)
+    sections += sections_after
+    sections += [fits_section(runs, fits), runs_section(runs)]
+    pictures = pictures_of(sections)
+    answers = None
+    if evidence is not None and questions is not None and every_cell:
+        answers = answers_of(evidence, questions)
+        numbers = {picture.name: k + 1 for k, picture in enumerate(pictures)}
+        asked = [claims_section(answers.claims, numbers)]
+        if answers.recommendation is not None:
+            asked.append(recommendation_section(answers.recommendation, evidence, questions))
+        sections[1:1] = asked  # behind the summary: no pictures, so the numbers of figures stay
+
     svgs = {picture.name: _write_picture(out_dir / "figures", picture) for picture in pictures}
+    if answers is not None:
+        with atomic_file(out_dir / "claims.csv") as file:
+            file.write(claims_csv(answers.claims))
+        if answers.recommendation is not None:
+            write_json(out_dir / "recommendation.json", answers.recommendation.to_dict())
     page = page_html(title, sections, svgs)
     path = out_dir / "report.html"
     with atomic_file(path) as file:
@@ -110,11 +146,12 @@ def _summary(
     n_definition: str,
     base: str | None,
 ) -> Section:
+    many = len(runs.mixtures) > MOST_TOLD
     found = [
-        *findings.largest_cell_findings(runs, every_cell, base, target),
+        *([] if many else findings.largest_cell_findings(runs, every_cell, base, target)),
         *findings.best_mixture_findings(every_cell),
         *findings.monotone_findings(every_cell),
-        *findings.speedup_findings(every_cell, base),
+        *([] if many else findings.speedup_findings(every_cell, base)),
         *findings.fit_findings(runs, fits),
         *findings.noise_findings(every_cell, target),
         *findings.repetition_findings(runs),
@@ -129,6 +166,8 @@ def _summary(
     ]
     if every_cell:
         body.append(Bullets(found, lead="What was found"))
+    if many and base is not None:
+        body.append(gains_table(every_cell, base, target))
     missing = _missing(runs, every_cell, base)
     if missing:
         body.append(Bullets(missing, lead="What this table cannot show"))
@@ -179,7 +218,14 @@ def _glossary(target: str, n_definition: str) -> Section:
 
 
 def _results(
-    runs: Runs, fits: StudyFits | None, every_cell: Sequence[Cell], target: str, n_definition: str, base: str | None
+    runs: Runs,
+    fits: StudyFits | None,
+    every_cell: Sequence[Cell],
+    target: str,
+    n_definition: str,
+    base: str | None,
+    evidence: Evidence | None,
+    questions: PaperQuestions | None,
 ) -> list[Section]:
     if not every_cell:
         return []
@@ -209,7 +255,13 @@ def _results(
                 ],
             )
         )
-    sections += _comparisons(runs, fits, every_cell, target, size, base)
+    if evidence is not None and questions is not None:
+        foretold = foretold_section(evidence, questions)
+        sections += [foretold] if foretold is not None else []
+    sections += _comparisons(runs, fits, every_cell, target, size, base, evidence)
+    if evidence is not None and questions is not None:
+        by_generator = generator_section(evidence, questions)
+        sections += [by_generator] if by_generator is not None else []
     sections += _laws(runs, fits, target, base)
     return sections
 
@@ -233,11 +285,17 @@ def _each_size(
 
 
 def _comparisons(
-    runs: Runs, fits: StudyFits | None, every_cell: Sequence[Cell], target: str, size: str | None, base: str | None
+    runs: Runs,
+    fits: StudyFits | None,
+    every_cell: Sequence[Cell],
+    target: str,
+    size: str | None,
+    base: str | None,
+    evidence: Evidence | None,
 ) -> list[Section]:
     sections: list[Section] = []
     several = len(runs.mixtures) > 1
-    ratio_body = _ratio_blocks(runs, fits, every_cell, target, base) if several else []
+    ratio_body = _ratio_blocks(runs, fits, every_cell, target, base, evidence) if several else []
     if ratio_body:
         sections.append(Section("Which mixture is best, and where", ratio_body))
     if runs.domains:
@@ -267,8 +325,9 @@ def _comparisons(
                         "speedup",
                         figures.speedup(runs, fits, base, size=size, target=target),
                         f"Speed-up against training tokens D at size {size}. Marks are interpolated between runs; "
-                        "curves come from laws, are drawn only where both laws are identifiable, and are thin where "
-                        f"the law of {words.quoted(base or '')} is read beyond its runs.",
+                        "curves come from laws (with 95 % bands where all mixtures were fitted together), are drawn "
+                        f"only where these are identifiable, and are thin where the law of {words.quoted(base or '')} "
+                        "is read beyond its runs.",
                     ),
                 ],
             )
@@ -277,7 +336,12 @@ def _comparisons(
 
 
 def _ratio_blocks(
-    runs: Runs, fits: StudyFits | None, every_cell: Sequence[Cell], target: str, base: str | None
+    runs: Runs,
+    fits: StudyFits | None,
+    every_cell: Sequence[Cell],
+    target: str,
+    base: str | None,
+    evidence: Evidence | None,
 ) -> list[Block]:
     shares = synthetic_ratios(runs, base)
     partners = list(dict.fromkeys(others[0] for others, _ in shares.values() if len(others) == 1))
@@ -288,6 +352,10 @@ def _ratio_blocks(
     # Beyond a dozen lines one cannot be told from the next: then every size gets a figure of its own.
     many = len(every_cell) > MOST_RATIO_LINES
     sizes: list[str | None] = [*dict.fromkeys(cell.size for cell in reversed(every_cell))] if many else [None]
+    maps = ratio_blocks(evidence) if evidence is not None else []
+    if many and maps:  # the maps have every size
+        sizes = [main_size(every_cell)]
+    blocks += maps
     for k, (source, size) in enumerate(itertools.product(partners, sizes)):
         where = f", models of size {size}" if size is not None else ""
         blocks.append(
@@ -312,8 +380,7 @@ def _laws(runs: Runs, fits: StudyFits | None, target: str, base: str | None) -> 
         Picture(
             "irreducible_loss",
             figures.irreducible_loss(runs, fits, base=base),
-            "Irreducible loss E of the joint law per mixture with 95 % intervals. Intervals that overlap are "
-            "no evidence of a difference."
+            _floor_caption(fits)
             if any(entry.identifiable for entry in fits.joint.values())
             else "Irreducible loss E of the joint law per mixture: identifiable for none, so no number is drawn.",
         ),
@@ -325,7 +392,8 @@ def _laws(runs: Runs, fits: StudyFits | None, target: str, base: str | None) -> 
             body.append(f"{words.quoted(mixture)}: no joint fit: {reasons(entry)}.")
             continue
         caption = (
-            f"Joint law of {words.quoted(mixture)}: lines join sizes and budgets of equal loss; marks are the runs."
+            f"Joint law of {words.quoted(mixture)}: lines join sizes and budgets of equal loss, the straight one those "
+            "of lowest loss for their compute (95 % band); marks are the runs."
             if good
             else f"{words.quoted(mixture)}: losses the fitted law returns against those observed, on the runs it was "
             "fitted to. The law is not identifiable: closeness to the diagonal says nothing about other runs."
@@ -336,6 +404,18 @@ def _laws(runs: Runs, fits: StudyFits | None, target: str, base: str | None) -> 
     if len(runs.mixtures) > len(drawn):
         body.append(f"{len(runs.mixtures) - len(drawn)} further mixtures have their joint fit in the table below only.")
     return [Section("The scaling law", body)]
+
+
+def _floor_caption(fits: StudyFits) -> str:
+    if getattr(fits, "ranking", None) is not None:
+        return (
+            "Irreducible loss E of the joint laws of all mixtures fitted together, lowest first, with 95 % intervals "
+            "that hold for all at once. Mixtures with a letter in common are not told apart."
+        )
+    return (
+        "Irreducible loss E of the joint law per mixture with 95 % intervals. Intervals that overlap are no evidence "
+        "of a difference."
+    )
 
 
 # --- files ---

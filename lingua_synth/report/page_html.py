@@ -46,6 +46,16 @@ td.n:last-child { min-width: 0; }
 pre { font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: #f7f7f5;
   border-left: 3px solid var(--rule); padding: .7rem .9rem; margin: 0 0 1.1rem; max-height: 24rem; overflow: auto;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+.judgement { border-left: 4px solid #8a8a8a; padding: .1rem 0 .1rem .9rem; margin: 0 0 1.1rem; }
+.judgement p { margin: 0 0 .25rem; }
+.judgement ul { font-size: .84rem; line-height: 1.45; color: var(--soft); margin: 0; padding-left: 1.1rem; }
+.judgement li { margin-bottom: .15rem; }
+.verdict { font-size: .78rem; letter-spacing: .02em; padding: .1rem .45rem; border-radius: .2rem; color: #fff;
+  background: #5f5f5f; white-space: nowrap; }
+.supported { border-color: #00664a; }
+.supported .verdict { background: #00664a; }
+.rejected { border-color: #a63c00; }
+.rejected .verdict { background: #a63c00; }
 footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .8rem; font-size: .85rem;
   color: var(--soft); }
 @media (max-width: 34rem) {

@@ -18,13 +18,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lingua_synth.scaling import Runs
+
 BASE_COLOUR = "#000000"
 # Okabe-Ito without black (kept for the base mixture); yellow last: it is faint on white.
 COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")
+FAMILIES = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00")
+"""A colour per synthetic source where mixtures are many: those of the eight that stay apart in light and dark."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 LINES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.2, 1.2)), (0, (3, 1, 1, 1, 1, 1)))
 INK = "#222222"
@@ -89,6 +95,36 @@ def looks(mixtures: Sequence[str], base: str | None = None) -> dict[str, Look]:
         assert base is not None, "None is no mixture's name"
         result[base] = Look(BASE_COLOUR, MARKERS[0], LINES[0])
     return {name: result[name] for name in mixtures}
+
+
+def looks_of(runs: Runs, base: str | None = None) -> dict[str, Look]:
+    """A look per mixture of a runs table: `looks`, unless there are more mixtures than colours.
+
+    Then every synthetic source has a colour, light for its smallest share and dark for its largest, and the marker and
+    the line tell the share; so a reader sees the kind of text first. This takes mixtures of one synthetic source each.
+    """
+    mixtures, base = runs.mixtures, base_mixture(runs, base)
+    shares = synthetic_ratios(runs, base)
+    others = [name for name in mixtures if name != base]
+    sources = list(dict.fromkeys(shares[name][0] for name in others)) if shares else []
+    if len(others) <= len(COLOURS) or not 1 < len(sources) <= len(FAMILIES) or any(len(one) != 1 for one in sources):
+        return looks(mixtures, base)
+    result = {base: Look(BASE_COLOUR, MARKERS[0], LINES[0])} if base is not None else {}
+    steps = sorted({round(shares[name][1], 6) for name in others})
+    for colour, source in zip(FAMILIES, sources, strict=False):
+        members = sorted((name for name in others if shares[name][0] == source), key=lambda name: shares[name][1])
+        for k, name in enumerate(members):
+            tone = k / (len(members) - 1) if len(members) > 1 else 0.5
+            step = steps.index(round(shares[name][1], 6))
+            result[name] = Look(_tone(colour, tone), MARKERS[(step + 1) % 10], LINES[step % 5])
+    return {name: result[name] for name in mixtures}
+
+
+def _tone(colour: str, tone: float) -> str:
+    """`colour` lightened (tone 0) to darkened (tone 1)."""
+    rgb = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+    towards, part = (255, 0.45 * (1 - 2 * tone)) if tone < 0.5 else (0, 0.45 * (2 * tone - 1))
+    return "#" + "".join(f"{round(c + (towards - c) * part):02x}" for c in rgb)
 
 
 @contextlib.contextmanager

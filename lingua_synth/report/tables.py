@@ -10,7 +10,8 @@ import numpy as np
 
 from lingua_synth.report import words
 from lingua_synth.report.blocks import Block, Bullets, Section, Table
-from lingua_synth.report.cells import Cell
+from lingua_synth.report.cells import Cell, largest_cell, main_size
+from lingua_synth.report.figures import equal_loss_budget
 from lingua_synth.report.laws import estimate, reasons
 
 if TYPE_CHECKING:
@@ -34,6 +35,34 @@ def cells_table(runs: Runs, every_cell: Sequence[Cell], target: str) -> Table:
         rows,
         caption=f"{what[0].upper()}{what[1:]} ({unit}) in every cell{mean}; best of each row in bold.",
         strong=frozenset(strong),
+    )
+
+
+def gains_table(every_cell: Sequence[Cell], base: str, target: str) -> Table:
+    """Every mixture beside the base: change of the loss in the largest cell, and the tokens that the base needs for the
+    loss that it has at the largest budget of the main size, as far as the runs show it."""
+    largest, size = largest_cell(every_cell), main_size(every_cell)
+    assert largest is not None, "there are cells"
+    mine = sorted((cell for cell in every_cell if cell.size == size), key=lambda cell: cell.tokens)
+    known = [(cell.tokens, cell.mean(base)) for cell in mine if base in cell.losses]
+    rows: list[list[Any]] = []
+    for mixture in dict.fromkeys(m for cell in every_cell for m in cell.losses):
+        value, reference = largest.mean(mixture), largest.mean(base)
+        change = f"{words.signed(100 * (value / reference - 1), 2)}{words.THIN}%" if value / reference > 0 else None
+        last = next((cell for cell in reversed(mine) if mixture in cell.losses), None)
+        found = equal_loss_budget(known, last.mean(mixture)) if last is not None else None
+        needs = words.NOTHING
+        if found is not None and last is not None and mixture != base:
+            bound = {"at least": "over ", "at most": "under ", "": ""}[found[1]]
+            needs = f"{bound}{words.number(found[0] / last.tokens, 2)}× (at {words.short_count(last.tokens)})"
+        rows.append([mixture, value, change, needs])
+    unit = words.target_words(target)[1]
+    header = ["mixture", f"loss ({unit})", "change", f"tokens of {words.quoted(base)} for the same loss, over its own"]
+    return Table(
+        header,
+        rows,
+        caption=f"Every mixture against {words.quoted(base)}: loss at {largest.words}; tokens at size {size}, read off "
+        "the runs.",
     )
 
 

@@ -46,6 +46,11 @@ class RatioFit:
         size = N if "N" in self.fit.law.variables else None
         return best_ratio(self.fit, size, D, resamples=self.bootstrap, level=level, rivals=rivals)
 
+    def point(self, N: float, D: float) -> float:
+        """The best ratio at one place by the fit alone, without an interval; the fit must be usable."""
+        assert self.fit is not None, "only a usable fit is asked"
+        return best_ratio(self.fit, N if "N" in self.fit.law.variables else None, D, n=0, rivals=False).ratio
+
     def interval(self, found: BestRatio) -> tuple[float, float]:
         """The interval of `found`, widened to hold what the rival law says: the form of the law is a guess too."""
         assert found.interval is not None, "a usable fit has resamples"
