@@ -22,6 +22,7 @@ MODULES = (
     "tokenization",
     "encoders",
     "train",
+    "evaluate",
     "fitters",
     "scaling",
     "generate",
@@ -297,6 +298,23 @@ def test_a_summary_leaves_the_first_steps_out(benchmarks):
     for line in lines:
         line["speed/mfu"] = line["global_step"] / 100
     assert _summary(lines)["mfu"] == 0.275
+
+
+# --- evaluate.py ---
+
+
+def test_evaluation_is_measured_beside_a_plain_forward_pass(tmp_path):
+    words = ["--work", tmp_path, "--sizes", "nano-27k", "--dtypes", "fp32", "--rounds", 1, "--tokens", 3000]
+    words += ["--texts", "mixed", "--without-harness", "--out", tmp_path / "page.md"]
+    done = run("evaluate.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "page.md").read_text()
+    assert str(tmp_path) not in page
+    cells = rows(page, "Documents of all lengths")["nano-27k, fp32"]
+    assert float(cells[0]) > 0 and float(cells[1]) > 0 and cells[2].startswith("x ")
+    assert len(rows(page, "Goals")) == 1
+    done = run("evaluate.py", "--dtypes", "fp8")
+    assert done.returncode == 2 and "--dtypes is of fp32 and bf16, got 'fp8'" in done.stderr
 
 
 # --- fitting a law ---

@@ -18,6 +18,7 @@ from mixture_doubles import ArraySource
 from lingua_synth.config import dump_args
 from lingua_synth.documents import Document, write_documents
 from lingua_synth.evaluate import evaluate_domains
+from lingua_synth.evaluate.command import main as evaluate_command
 from lingua_synth.evaluate.protocol import Protocol
 from lingua_synth.evaluate.scoring import Evaluator
 from lingua_synth.files import read_json
@@ -307,6 +308,9 @@ def test_held_out_answers_are_scored_as_a_plain_loop_does(finetune_args, chats):
     assert sums.tokens == tokens == sum(len(answer) + 1 for answer in ANSWERS.values())
     assert sums.bytes == sum(map(len, ANSWERS.values()))
     assert abs(sums.nats - nats) < 1e-4
+    words = [f"checkpoint={finetune_args().dump_dir}", f"domains.chats={chats['heldout']}", "device=cpu"]
+    with pytest.raises(ValueError, match="domain 'chats' holds conversations, of which the answers are scored"):
+        evaluate_command([*words, "protocol=lingua-compat"])
 
 
 @pytest.mark.parametrize("protocol", [Protocol("disjoint", 16), Protocol("sliding", 16, 5)])
