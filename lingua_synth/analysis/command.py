@@ -3,8 +3,9 @@
 lingua-synth analyze train.cc=shards/cc train.hq=shards/hq test.wikipedia=shards/wikipedia out=analysis
 
 The steps, in the order of the tables: count -> ranks and laws -> types and coverage at equal tokens -> distances and
-mixtures -> tokens -> lengths -> repetition -> overlap. Each step is kept in parts/ under the fingerprint of what it
-was computed from, so that the same command goes on where it was killed, and another corpus more does not begin anew.
+mixtures -> tokens -> lengths -> repetition -> overlap -> trained models, where some are given. Each step is kept in
+parts/ under the fingerprint of what it was computed from, so that the same command goes on where it was killed, and
+another corpus more does not begin anew.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from lingua_synth.analysis.coverage import (
 )
 from lingua_synth.analysis.distances import SMOOTHING, distances, mixture_curve, nearest_mixture
 from lingua_synth.analysis.lengths import document_lengths
+from lingua_synth.analysis.losses import WINDOW
+from lingua_synth.analysis.models import Trained, model_tables, read_checkpoints
 from lingua_synth.analysis.overlap import NGRAM_TOKENS, EvaluationTokens
 from lingua_synth.analysis.repetition import document_copies, repeated_ngrams
-from lingua_synth.analysis.results import TABLES, counts_path, write_record, write_table
+from lingua_synth.analysis.results import MODEL_TABLES, TABLES, counts_path, write_record, write_table
 from lingua_synth.analysis.summary import write_summary
 from lingua_synth.analysis.tokens_table import (
     ORDERS,
@@ -44,6 +47,8 @@ from lingua_synth.analysis.tokens_table import (
 from lingua_synth.analysis.zipf import LAWS, fit_zipf, rank_frequency
 from lingua_synth.config import parse_args, to_dict
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
+from lingua_synth.scaling.cleaning import clean
+from lingua_synth.scaling.runs import load_runs
 from lingua_synth.tokens.source import TokenSource
 from lingua_synth.tokens.tokenizer import Tokenizer, build_tokenizer
 
@@ -109,6 +114,21 @@ class AnalyzeArgs:
     """Threads; null: one a core. The results are the same for any number."""
     progress: bool = True
     """Show progress bars on stderr."""
+    runs: str = ""
+    """A runs table, or a folder of runs: its losses are held against distances and collapse. Training corpora are then
+    called as its sources: ratio_hq is train.hq."""
+    evaluations: dict[str, str] = field(default_factory=dict)
+    """Evaluated models: evaluations.MIXTURE=FOLDER of an evaluation, of a run, or of runs."""
+    base_mixture: str | None = None
+    """Mixture that the others are compared with; null: natural text alone."""
+    target: str = "loss_macro"
+    """Loss of the runs table that is compared: loss_macro, loss_micro or loss_<domain>."""
+    n_definition: str = "non_embedding"
+    """Which count of parameters the runs table's laws are in: non_embedding, lingua or total."""
+    noise: float | None = None
+    """Standard deviation of ln loss of one run (0.003 is 0.3 %), where it is known; null: as the runs show it."""
+    window: int = WINDOW
+    """Token types in the running mean of losses, at least 1."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,6 +171,7 @@ def _validate(args: AnalyzeArgs) -> None:
         ("smoothing", args.smoothing, 0),
         ("num_listed", args.num_listed, 0),
         ("overlap_tokens", args.overlap_tokens, 0),
+        ("window", args.window, 1),
         *((f"ngram_sizes holds {size}: each", size, 1) for size in args.ngram_sizes),
     ]
     for key in ("max_tokens", "match_tokens", "ngram_max_tokens"):
@@ -193,6 +214,7 @@ class _Analysis:
         self.matched: dict[str, np.ndarray] = {}
         self.num_matched = 0
         self.tokenizer = self._build_tokenizer()
+        self.checkpoints = read_checkpoints(args.evaluations)  # wrong folders are refused before anything is counted
 
     def run(self) -> dict[str, Any]:
         """All steps; the record that is written last."""
@@ -205,6 +227,7 @@ class _Analysis:
         self._lengths()
         self._repetition()
         self._overlap()
+        models = self._models()
         tokenizer = next(iter(self.sources.values())).manifest["tokenizer"]
         record = {
             "corpora": {
@@ -215,10 +238,11 @@ class _Analysis:
             "matched_tokens": self.num_matched,
             "compared": list(self.matched),
             "settings": {key: value for key, value in to_dict(self.args).items() if key not in ("progress", "out")},
+            "models": models,
             "skipped": self.skipped,
-            "tables": {name: TABLES[name] for name in self.tables},
+            "tables": {name: (TABLES | MODEL_TABLES)[name] for name in self.tables},
         }
-        for name in TABLES:  # of an earlier analysis with other words
+        for name in (*TABLES, *MODEL_TABLES):  # of an earlier analysis with other words
             if name not in self.tables:
                 (self.out / f"{name}.csv").unlink(missing_ok=True)
         write_summary(self.out, record, self.tables)
@@ -548,6 +572,38 @@ class _Analysis:
             "share": entry["share"],
             "text": self._text(source.window(entry["position"], size).tolist()),
         }
+
+    def _models(self) -> dict[str, Any]:
+        """Trained models beside the corpora; what belongs in the record."""
+        if not self.args.runs and not self.args.evaluations:
+            return {}
+        runs = None
+        if self.args.runs:
+            runs = clean(
+                load_runs(self.args.runs, strict=False), target=self.args.target, n_definition=self.args.n_definition
+            ).runs
+        tests = [self.counts[name].counts for name in self._names("test")]
+        trained = Trained(
+            runs=runs,
+            checkpoints=self.checkpoints,
+            sources={name.removeprefix("train."): self.counts[name] for name in self._names("train")},
+            test=np.sum(tests, axis=0) if tests else None,
+            base=self.args.base_mixture,
+        )
+        found = model_tables(
+            trained,
+            target=self.args.target,
+            n_definition=self.args.n_definition,
+            noise=self.args.noise,
+            smoothing=self.args.smoothing,
+            window=self.args.window,
+            num_listed=self.args.num_listed,
+            readable=lambda ids: readable_tokens(self.tokenizer, ids),
+        )
+        self.skipped += found.skipped
+        for name, rows in found.tables.items():
+            self._write(name, rows)
+        return found.record
 
     # --- shared ---
 

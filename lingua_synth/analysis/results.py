@@ -47,6 +47,15 @@ TABLES: dict[str, str] = {
     "overlap_documents": "the evaluation documents concerned",
     "overlap_train_documents": "the training documents concerned",
 }
+MODEL_TABLES: dict[str, str] = {
+    "rolling_losses": "running mean of the loss over token types from frequent to rare, a model of each mixture",
+    "token_losses": "tokens that cost a model most beyond an average token, with their counts in its training text",
+    "token_loss_differences": "tokens that a model predicts worse or better than the base mixture's",
+    "loss_distance": "per mixture: distance of its training text from the evaluation text, and its loss beside others",
+    "loss_ratio": "the same over the share of one synthetic source",
+    "collapse": "tests of model collapse: effect, interval, margin, verdict",
+}
+"""Made where runs or evaluations are given."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,9 @@ TEXT_COLUMNS = (
     "id",
     "evaluation_id",
     "name",
+    "mixture",
+    "source",
+    "sorted_by",
 )
 
 

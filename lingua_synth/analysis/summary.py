@@ -165,6 +165,39 @@ _CORPORA = {
     "bytes_per_token": "bytes a token",
     "types": "types",
 }
+
+
+def _token_losses(rows: Rows, settings: Mapping[str, Any]) -> list[str]:
+    shown = []
+    for (mixture,), group in _groups(rows, "mixture"):
+        for row in group[:NUM_SHOWN]:
+            shown.append({**row, "mixture": mixture, "text": _code(row["text"])})
+    columns = {"mixture": "mixture", "text": "token", "loss": "loss, nats", "ratio": "test/training share"}
+    columns |= {"train_count": "in training (expected)", "excess_nats": "nats beyond an average token's"}
+    return ["## Tokens that cost most", _table(shown, columns)]
+
+
+def _loss_distance(rows: Rows, settings: Mapping[str, Any]) -> list[str]:
+    columns = {"mixture": "mixture", "distance": "KL(evaluation, training)", "loss": "ln loss beside the mean"}
+    columns |= {"loss_error": "standard error"}
+    return [
+        "## Loss and distance over mixtures",
+        "Nearest first. Correlations with their intervals, and whether the nearest is the best, are in analysis.json.",
+        _table(rows, columns),
+    ]
+
+
+def _collapse(rows: Rows, settings: Mapping[str, Any]) -> list[str]:
+    columns = {"mixture": "mixture", "name": "statistic", "verdict": "verdict", "estimate": "effect", "low": "low"}
+    columns |= {"high": "high", "margin": "margin", "where": "on what", "why": "in words"}
+    return [
+        "## Model collapse",
+        "Positive effects are worse than the base. Supported: the whole interval is above the margin; rejected: wholly "
+        "below; else undecided.",
+        _table(rows, columns),
+    ]
+
+
 _SECTIONS = {
     "zipf": _zipf,
     "support": _support,
@@ -176,6 +209,9 @@ _SECTIONS = {
     "repetition": _repetition,
     "copies": _copies,
     "overlap": _overlap,
+    "token_losses": _token_losses,
+    "loss_distance": _loss_distance,
+    "collapse": _collapse,
 }
 
 

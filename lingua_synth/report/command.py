@@ -29,6 +29,11 @@ class ReportArgs(TableArgs):
     """Mixture the others are compared with; null takes natural text alone."""
     title: str = "Synthetic text in pre-training"
     """Heading of the page."""
+    analysis: str = ""
+    """Folder that `lingua-synth analyze` wrote: figures of corpora and tokens. Its training corpora are called as the
+    table's sources: ratio_hq is train.hq."""
+    evaluations: dict[str, str] = field(default_factory=dict)
+    """Evaluated models: evaluations.MIXTURE=FOLDER of an evaluation, of a run, or of runs; for losses by token."""
     noise: float | None = None
     """Standard deviation of ln loss of one run (0.003 is 0.3 %), where it is known; null: as the runs show it."""
     fits: str = ""
@@ -55,8 +60,10 @@ class ReportArgs(TableArgs):
 
 def main(argv: Sequence[str]) -> int | None:
     """Read the table, fit the laws, write the page; prints where it is and what could not be fitted."""
-    from lingua_synth.analysis.collapse import collapse_tests
+    from lingua_synth.analysis.models import Trained, read_checkpoints
+    from lingua_synth.analysis.results import read_analysis
     from lingua_synth.report.collapse import collapse_section
+    from lingua_synth.report.corpora import corpus_sections, trained_of
     from lingua_synth.scaling import fit_study
 
     args = parse_args(ReportArgs, argv, prog="lingua-synth report")
@@ -67,6 +74,7 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"no runs table {args.runs}; {what_is_there(args.runs)}")
     if args.bootstraps < 0:
         raise ValueError(f"bootstraps is a number of resamples, 0 or more; got {args.bootstraps}")
+    analysis = read_analysis(args.analysis) if args.analysis else None
     runs, cleaned = read_runs(args)
     base_mixture(runs, args.base)  # a wrong name is refused before anything is fitted
     questions = questions_of(args, runs)
@@ -86,12 +94,11 @@ def main(argv: Sequence[str]) -> int | None:
             num_bootstraps=args.bootstraps,
             seed=args.seed,
         )
-    sections = []
-    if len(runs.mixtures) > 1:
-        report = collapse_tests(
-            runs, base=args.base, target=args.target, n_definition=args.n_definition, noise=args.noise
-        )
-        sections.append(collapse_section(report))
+    trained = trained_of(analysis, Trained(runs=runs, checkpoints=read_checkpoints(args.evaluations), base=args.base))
+    sections = corpus_sections(analysis, trained, target=args.target, noise=args.noise)
+    found = trained.collapse(target=args.target, n_definition=args.n_definition, noise=args.noise)
+    if found is not None:
+        sections.append(collapse_section(found))
     path = write_report(
         args.out,
         runs,

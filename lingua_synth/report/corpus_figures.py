@@ -20,7 +20,7 @@ from lingua_synth.report.canvas import Canvas, canvas_on, categories
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lingua_synth.analysis import Distance, RollingLoss, ZipfFit
+    from lingua_synth.analysis import Distance, LossDistance, RollingLoss, ZipfFit
 
 MOST_POINTS = 400
 """Points of one series; more cannot be told apart at the width of a figure."""
@@ -224,6 +224,30 @@ def token_losses(
         canvas.ax.set_ylim(0, max(top, *(float(one.mean.max()) * 1.1 for one in losses.values())))
         canvas.ax.set_xlim(1, max(len(one.loss) for one in losses.values()))
         canvas.corner(f"dots: {words.shortened(shown)}; running mean over {words.count(cloud.window)} types")
+    return canvas.ax
+
+
+def loss_distance(found: LossDistance, ax: Axes | None = None, *, base: str | None = None) -> Axes:
+    """Loss beside the mean of all mixtures, in per cent, against the distance of the training from the test text.
+
+    Bars are intervals of the mean over cells; without a measure of how runs scatter there are none.
+    """
+    from lingua_synth.scaling.regions import t_quantile
+
+    with canvas_on(ax, "distance", "loss") as canvas:
+        canvas.labels("KL(test || training text), nats per token", "loss beside the mean\nof all mixtures (%)")
+        canvas.ax.axhline(0, color=style.FAINT, linewidth=0.9)
+        looks = style.looks(list(found.mixtures), base if base in found.mixtures else None)
+        factor = t_quantile(found.freedom, found.level) if found.freedom else math.nan
+        for row in found.rows():
+            name, x, y = row["mixture"], row["distance"], 100 * row["loss"]
+            half = 100 * factor * row["loss_error"]
+            look = looks[name]
+            if math.isfinite(half):
+                canvas.ax.plot([x, x], [y - half, y + half], color=look.colour, linewidth=1.4)
+            canvas.ax.plot([x], [y], linestyle="none", marker=look.marker, color=look.colour)
+            canvas.key(name, color=look.colour, marker=look.marker, linestyle="none")
+            canvas.record("mean", name, x=x, y=y, low=y - half, high=y + half)
     return canvas.ax
 
 
