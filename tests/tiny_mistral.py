@@ -14,8 +14,11 @@ TEMPLATE = (
 CONTEXT = 1024
 
 
-def make_mistral(folder, template=TEMPLATE, seed=0):
-    """Save model and tokenizer into `folder`, in fp32. Its texts are nonsense, and no two tokens nearly as likely."""
+def make_mistral(folder, template=TEMPLATE, seed=0, context=CONTEXT, vocab_size=600, words=()):
+    """Save model and tokenizer into `folder`, in fp32. Its texts are nonsense, and no two tokens nearly as likely.
+
+    `words`: further texts that the vocabulary is made of.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
@@ -24,12 +27,12 @@ def make_mistral(folder, template=TEMPLATE, seed=0):
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "</s>", "<unk>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokens.train_from_iterator([Path(__file__).read_text()], trainer)
+    tokens.train_from_iterator([Path(__file__).read_text(), *words], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -40,7 +43,7 @@ def make_mistral(folder, template=TEMPLATE, seed=0):
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         sliding_window=None,
         bos_token_id=0,
         eos_token_id=1,

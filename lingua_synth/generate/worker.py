@@ -39,7 +39,7 @@ DUPLICATE_ID = "duplicate_id"
 REQUESTS_BEFORE_JUDGING_FAILURES = 100
 NUM_ERRORS_SHOWN = 3
 LOOK_EVERY_S = 5.0
-"""Seconds between looks at what other processes have finished."""
+"""Seconds between looks at what other processes have finished, and for shards that they left."""
 _OUTCOME_FIELDS = tuple(field.name for field in dataclasses.fields(Generation) if field.name != "key")
 
 
@@ -126,6 +126,9 @@ class Worker:
         self._whole_tokens = 0
         """Kept by these."""
         self._looked = 0.0
+        self._has_manifest = False
+        self._found_none = -LOOK_EVERY_S
+        """When no shard was free; on the clock of time.monotonic."""
         self._open: dict[int, _OpenShard] = {}
         self._due: collections.deque[_Due] = collections.deque()
         self._under_way: dict[str, tuple[_Due, Prompt]] = {}
@@ -210,8 +213,9 @@ class Worker:
     # --- what others have done ---
 
     def _look(self) -> None:
-        """See which shards are whole by now."""
+        """See which shards are whole by now, and whether others have ended the run."""
         self._looked = time.monotonic()
+        self._has_manifest = (self._folder / store.MANIFEST).exists()
         self._whole = store.whole_shards(self._folder)
         self._count_whole()
 
@@ -226,7 +230,7 @@ class Worker:
     def _is_over(self) -> bool:
         if time.monotonic() - self._looked >= LOOK_EVERY_S:
             self._look()
-        return bool(self._signal) or self.is_enough or (self._folder / store.MANIFEST).exists()
+        return bool(self._signal) or self.is_enough or self._has_manifest
 
     # --- from shards to requests ---
 
@@ -246,6 +250,9 @@ class Worker:
 
     def _open_next(self) -> bool:
         """Claim the next shard that nobody works on; False if there is none now."""
+        # The engine asks at every step of its own, and every look lists the folder and the others' leases.
+        if self._under_way and time.monotonic() - self._found_none < LOOK_EVERY_S:
+            return False
         for shard in self._candidates():
             name = f"{shard:05d}"
             claim = self._leases.claim(name)
@@ -264,6 +271,7 @@ class Worker:
             self._open[shard] = opened
             self._inputs = ((opened, one) for one in self._plan.read(shard))
             return True
+        self._found_none = time.monotonic()
         return False
 
     def _candidates(self) -> Iterator[int]:

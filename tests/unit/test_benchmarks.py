@@ -377,10 +377,15 @@ def test_generation_is_measured_beside_a_bare_loop_and_a_bare_client(tmp_path):
     done = run(
         "generate.py", "--work", tmp_path / "work", "--out", page, "--documents", 60, "--requests", 40, "--rounds", 1,
         "--latency", 0.01, "--window", 8,
+        "--python", f"vllm={sys.executable}", "--python", f"datatrove={sys.executable}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     written = page.read_text()
     assert str(tmp_path) not in written
+    # Peers that are not there are said so, each once.
+    for words in ("datatrove, checkpoints: its process ended", "datatrove, no checkpoints: its process ended"):
+        assert written.count(f"Left out: {words}") == 1
+    assert written.count("Left out: no vLLM with a device") == 1
     alone, server = rows(written, "The runner alone"), rows(written, "Against a server")
     assert set(alone) == {"bare loop", "**lingua_synth**"} and alone["bare loop"][2] == "x 1"
     assert set(server) == {"aiohttp alone", "**lingua_synth**, openai"}
@@ -392,6 +397,10 @@ def test_generation_is_measured_beside_a_bare_loop_and_a_bare_client(tmp_path):
 def test_a_generation_that_cannot_be_measured_is_refused():
     done = run("generate.py", "--window", "0")
     assert done.returncode == 2 and "--window must be at least 1, got 0" in done.stderr
+    done = run("generate.py", "--python", "distilabel=python")
+    assert done.returncode == 2 and "PEER=PATH with one of vllm, datatrove, got 'distilabel=python'" in done.stderr
+    done = run("generate.py", "--python", "vllm=nowhere/python")
+    assert done.returncode == 2 and "--python vllm: there is no nowhere/python" in done.stderr
 
 
 # --- counting tokens ---

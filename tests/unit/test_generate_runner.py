@@ -16,7 +16,7 @@ import pytest
 
 from lingua_synth import files
 from lingua_synth.documents import Document, read_documents, write_documents
-from lingua_synth.generate import Failure, Generation, generate, load_recipe, verify
+from lingua_synth.generate import Failure, Generation, generate, load_recipe, store, verify
 from lingua_synth.generate.engines.mock import MockDied, MockEngine
 from lingua_synth.generate.recipe import recipe_from
 from lingua_synth.generate.store import record_id, request_seed
@@ -547,6 +547,23 @@ def test_a_request_that_an_engine_forgets_is_a_failure(tmp_path):
     assert (summary.failed, summary.records) == (1, 49)
     assert rows(tmp_path, "failed")[0]["error"] == "engine mock returned nothing for this request"
     assert verify(tmp_path) == []
+
+
+def test_an_engine_that_asks_at_every_step_does_not_make_it_list_the_folder(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(store, "whole_shards", lambda folder, look=store.whole_shards: looks.append(1) or look(folder))
+
+    class Stepping(MockEngine):
+        """As vLLM's loop: between two results it asks 300 times whether there is more."""
+
+        def run(self, requests):
+            taken = [one for one in iter(lambda: next(requests, None), None)]
+            while taken:
+                assert all(next(requests) is None for _ in range(300))
+                yield from super().run(iter([taken.pop()]))
+
+    assert run(tmp_path, Stepping(), shard_size=25, documents=DOCUMENTS[:25]).records == 25
+    assert verify(tmp_path) == [] and len(looks) < 10
 
 
 def test_an_engine_that_takes_no_chat_is_not_sent_one(tmp_path):
