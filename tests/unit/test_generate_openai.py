@@ -195,6 +195,10 @@ def test_requests_are_taken_only_as_there_is_room():
         lambda: web.json_response({"choices": [{"message": {"content": 5}}]}),
         lambda: web.json_response(["a", "list"]),
         lambda: HALF_A_BODY,
+        lambda: web.Response(text="[" * 200_000),
+        lambda: web.Response(body=b"\xff\xfe{"),
+        lambda: web.Response(text="{}", headers={"Content-Encoding": "gzip"}),
+        lambda: web.json_response({"choices": [{"message": "text"}]}),
     ],
     ids=[
         "429",
@@ -207,6 +211,10 @@ def test_requests_are_taken_only_as_there_is_room():
         "a number",
         "a list",
         "half a body",
+        "deep brackets",
+        "no text at all",
+        "not what its header says",
+        "a message that is no object",
     ],
 )
 def test_what_may_pass_is_tried_again(bad):
@@ -485,6 +493,50 @@ def test_counts_that_a_server_does_not_report_are_marked_as_estimates():
     assert outcome.tokens_are_estimates
     # "S" and "number 0" are 9 characters, the answer 18: 4 characters a token.
     assert (outcome.prompt_tokens, outcome.output_tokens) == (3, 5)
+
+
+@pytest.mark.parametrize("usage", [[7, 60], "many", {"prompt_tokens": -1, "completion_tokens": 60}, {}, 5])
+def test_counts_that_are_none_are_estimated_too(usage):
+    with Server(lambda number, body: completion(body, usage=usage)) as server:
+        outcome = run([server], 1)["k0"]
+    assert outcome.tokens_are_estimates and (outcome.prompt_tokens, outcome.output_tokens) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "said", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x00" * 4096, b"HTTP/1.1 200 OK\r\nA: " + b"a" * 99_999]
+)
+def test_what_speaks_no_http_is_no_server_and_one_that_does_is_enough(said):
+    with socket.create_server(("127.0.0.1", 0)) as listening, Server() as server:
+        stopped = threading.Event()
+
+        def talk():
+            while not stopped.is_set():
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(said)
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        outcomes = run([url, server], 6)
+        with pytest.raises(ValueError, match="no server answers"):
+            run([url], 1)
+        stopped.set()
+        socket.create_connection(listening.getsockname()).close()
+        thread.join(10)
+    assert all(isinstance(outcome, Generation) for outcome in outcomes.values())
+
+
+def test_no_server_is_waited_for_longer_than_the_longest_pause(monkeypatch):
+    monkeypatch.setattr(openai, "LONGEST_PAUSE_S", 0.2)
+    # A year: what a proxy says during maintenance.
+    bad = lambda number, body: error(503, Retry_After="31536000") if number < 12 else completion(body)  # noqa: E731
+    start = time.monotonic()
+    with Server(bad) as server:
+        outcomes = run([server], 4, max_retries=20)
+    assert all(isinstance(outcome, Generation) for outcome in outcomes.values())
+    assert time.monotonic() - start < 30
 
 
 def test_an_answer_without_content_is_an_empty_text():

@@ -377,7 +377,7 @@ class _Client:
             raise _Refused(_status_in_words(status, content) + (ROLE_HINT if role else _context_hint(content)))
         try:
             return json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _Retry(f"an answer that is not JSON: {_excerpt(content)!r}") from None
 
     async def _acquire(self) -> _Server:
@@ -413,9 +413,9 @@ class _Client:
             return
         server.num_failures += 1
         if server.num_failures >= FAILURES_BEFORE_REST:
-            server.rested_until = now + max(
-                error.pause_s or 0.0, min(LONGEST_PAUSE_S, FIRST_REST_S * 2.0**server.num_rests)
-            )
+            # No server is waited for longer than that, whatever it asks for: after its rest it is asked by one request.
+            pause_s = max(error.pause_s or 0.0, FIRST_REST_S * 2.0**server.num_rests)
+            server.rested_until = now + min(LONGEST_PAUSE_S, pause_s)
             server.num_rests += 1
         if all(one.num_rests > self._engine._max_retries for one in self._servers):
             hosts = ", ".join(one.host for one in self._servers)
@@ -460,16 +460,21 @@ def _read_answer(request: Request, answer: Any) -> Generation:
     text = "" if text is None else text
     if not isinstance(text, str):
         raise _Retry(f"a completion that is no text but {type(text).__name__}")
-    usage = answer.get("usage") or {}
-    prompt_tokens, output_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if isinstance(prompt_tokens, int) and isinstance(output_tokens, int):
-        details = usage.get("prompt_tokens_details")
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    usage = answer.get("usage")
+    prompt_tokens, output_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if prompt_tokens is not None and output_tokens is not None:
+        cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
         return Generation(request.key, text, prompt_tokens, output_tokens, finish_reason, cached or 0)
     prompt = request.prompt if isinstance(request.prompt, str) else "".join(m["content"] for m in request.prompt)
     return Generation(
         request.key, text, estimate_tokens(prompt), estimate_tokens(text), finish_reason, tokens_are_estimates=True
     )
+
+
+def _count(said: Any, name: str) -> int | None:
+    """A number of tokens that a server reports; None where it reports none, or something else."""
+    value = said.get(name) if isinstance(said, dict) else None
+    return value if isinstance(value, int) and value >= 0 else None
 
 
 def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
@@ -480,7 +485,7 @@ def _retry_after_s(response: aiohttp.ClientResponse) -> float | None:
     with contextlib.suppress(ValueError):
         seconds = float(value)
         return max(0.0, seconds) if seconds < float("inf") else None
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return None
 
