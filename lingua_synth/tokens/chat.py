@@ -50,7 +50,8 @@ class EncodedConversations:
     """UTF-8 bytes of the text of its scored tokens."""
     skipped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    """answers; cut; `ends with <id>` by the token that ends an answer, `no end` for those that none does."""
+    """answers; cut; `ends with <id>` by the token that ends an answer, `no end` for those that none does; `rewritten`:
+    answers that the template wrote otherwise than they were given."""
 
     def count(self, what: str, number: int = 1) -> None:
         """Add to `counts`."""
@@ -71,8 +72,8 @@ class ChatEncoder:
     overlong: str = "drop"
     """A longer one is left out (drop), or ends after `max_tokens` (cut)."""
     window_tokens: int | None = None
-    """Length of the windows that no border of cuts a conversation; `max_tokens` is at most that. None: laid out one
-    behind the other."""
+    """Length of the windows whose borders are to cut no conversation; `max_tokens` is at most that. None: they are laid
+    out one behind the other."""
 
     def __post_init__(self) -> None:
         if self.window_tokens is not None:
@@ -130,6 +131,8 @@ class ChatEncoder:
             if not rendered.answers:
                 found.skip("the chat template writes no answer")
                 continue
+            if rendered.num_rewritten:
+                found.count("rewritten", rendered.num_rewritten)
             found.kept.append(number)
             pieces.append(_cut(rendered, self.template))
         _encode_texts(tokenizer, [piece for one in pieces for piece in one])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Rendered:
     """Names of special tokens in it are special tokens; those of the messages hold BREAK."""
     answers: tuple[tuple[int, int], ...]
     """[start, end) of each answer, in order."""
+    num_rewritten: int = 0
+    """Answers that do not stand there as they were given: some templates leave the reasoning out."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,12 @@ class ChatTemplate:
         TemplateRefusal for what this template cannot write, ValueError where it cannot tell the answers.
         """
         safe = [self._safe(message) for message in self._with_system(messages)]
-        return self._marked(safe) if self.marks_answers else self._by_prefixes(safe)
+        found = self._marked(safe) if self.marks_answers else self._by_prefixes(safe)
+        given = [m["content"].strip() for m in safe if m["role"] == ASSISTANT and m.get("weight", 1)]
+        written = [found.text[start:end] for start, end in found.answers]
+        if len(given) != len(written):  # a template that marks several blocks an answer
+            return found
+        return replace(found, num_rewritten=sum(a not in b for a, b in zip(given, written, strict=True)))
 
     def render_prompt(self, messages: Sequence[Message]) -> str:
         """What a server writes for these messages before the model answers."""
@@ -187,7 +194,8 @@ class ChatTemplate:
                     "than they record): which tokens are the answer cannot be told. Mark the assistant's words in the "
                     "template with {% generation %} ... {% endgeneration %}, or take chat_template=plain"
                 )
-            answers.append((len(before), self._end_of_turn(text, len(before), len(after))))
+            if len(before) < len(after):
+                answers.append((len(before), self._end_of_turn(text, len(before), len(after))))
         return Rendered(text, tuple(answers))
 
     def _end_of_turn(self, text: str, start: int, end: int) -> int:
@@ -199,8 +207,9 @@ class ChatTemplate:
         # What transformers gives a template; `tools` and `documents` are looked at by many.
         given = {"bos_token": self.bos_token, "eos_token": self.eos_token, "tools": None, "documents": None}
         spoken = [{"role": message["role"], "content": message["content"]} for message in messages]
+        compiled = self._compiled
         try:
-            return self._compiled.render(messages=spoken, add_generation_prompt=prompt, **given)
+            return compiled.render(messages=spoken, add_generation_prompt=prompt, **given)
         except Exception as error:  # whatever the template raises: a refusal of its own, or a slip on odd input
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise TemplateRefusal(f"the chat template refuses it: {first[:120]}") from None

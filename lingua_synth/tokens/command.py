@@ -196,6 +196,7 @@ def _print_counts(out: str, manifest: dict[str, Any]) -> None:
         words = {
             "cut": "conversations cut at chat_max_tokens",
             "no end": "answers without a token that ends them",
+            "rewritten": "answers that the chat template wrote otherwise than they are (without their reasoning?)",
             "padding": f"tokens of padding, behind conversations packed into windows of {chat.get('window_tokens')}",
         }
         for what, described in words.items():

@@ -244,6 +244,24 @@ def test_a_folder_s_template_has_its_names_for_the_vocabulary_s_special_tokens(l
         build_chat(BYTES, folder)
 
 
+def test_transformers_give_the_same_ids_from_an_export_with_the_folder_s_names(llama, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from lingua_synth.tokens.huggingface import write_tokenizer_files
+
+    tokenizer, folder = llama
+    chat = build_chat(tokenizer, folder)
+    write_tokenizer_files(tokenizer, tmp_path, max_length=64, chat=chat.describe())
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = turns("an  é", "the answer\n\nand more", "\tthen?", "12345", system=" s ")
+    ids, scored = encoded(messages, chat, tokenizer)
+    assert theirs.apply_chat_template(messages, return_dict=False) == ids.tolist()
+    for answer in (2, 4):
+        prompt = theirs.apply_chat_template(messages[:answer], add_generation_prompt=True, return_dict=False)
+        assert prompt == ids[: len(prompt)].tolist() and scored[len(prompt)] and not scored[len(prompt) - 1]
+    assert (theirs.bos_token, theirs.eos_token) == ("<|begin_of_text|>", "<|eot_id|>")
+    assert theirs.decode(ids[scored]).count("<|eot_id|>") == 2
+
+
 @pytest.mark.parametrize("strips", [False, True])
 def test_sentencepiece_puts_no_space_before_an_answer(tmp_path, strips):
     """Models as Llama 2's put a space before every text they encode."""
@@ -269,7 +287,7 @@ def test_sentencepiece_puts_no_space_before_an_answer(tmp_path, strips):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.jinja", "{% for %}", r"is no Jinja: line 1"),
+        ("t.jinja", "{% for %}", r"^the chat template \S+ is no Jinja: line 1"),
         ("t.jinja", "{{ messages[7].content }}", "cannot write one question and its answer"),
         ("t.yaml", "x", "chat_template is plain, a file of Jinja"),
         (None, "", "chat_template is plain, a file of Jinja .*got nothing"),
@@ -298,7 +316,7 @@ def conversations(count, seed=0):
     return rows
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 9),
     count=st.integers(1, 12),
@@ -346,6 +364,25 @@ def test_shards_are_the_same_for_any_number_of_workers_and_from_parquet(tmp_path
     plain = {"shuffle_seed": None, "progress": False, "chat": PLAIN}
     of_parquet = tokenize(str(tmp_path / "c.parquet"), tmp_path / "three", BYTES, **plain)
     assert of_parquet["files"] == tokenize(file, tmp_path / "four", BYTES, **plain)["files"]
+
+
+def test_an_interrupted_tokenization_goes_on_with_its_counts(tmp_path, monkeypatch):
+    from lingua_synth.tokens import tokenization
+
+    file = write(tmp_path / "c.jsonl", [{"id": row.id, **row.meta} for row in conversations(50)])
+    whole = tokenize(file, tmp_path / "whole", BYTES, chat=PLAIN, progress=False)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tokenization, "write_planned_shard", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        tokenize(file, tmp_path / "s", BYTES, chat=PLAIN, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(tokenization, "run_unit", full_disk)  # which is done
+    again = tokenize(file, tmp_path / "s", BYTES, chat=PLAIN, progress=False)
+    for key in ("files", "conversations", "scored_tokens", "skipped", "chat"):
+        assert again[key] == whole[key]
 
 
 def test_shards_of_texts_are_as_they_were(tmp_path):
@@ -399,6 +436,22 @@ def test_packed_documents_cross_no_window_and_leave_little_room(lengths, window)
     # No two windows could have been one.
     filled = np.bincount(starts // window, sizes)
     assert len(filled) == 1 or np.sort(filled)[:2].sum() > window
+
+
+def test_answers_that_a_template_changes_are_counted(tmp_path):
+    forgets = "{% for m in messages %}{{ m.role }}:{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% endfor %}" \
+        "{% if add_generation_prompt %}assistant:{% endif %}"  # fmt: skip
+    rows = [Document("a", "-", {"messages": turns("q", "<think>why</think>a")})]
+    rows.append(Document("b", "-", {"messages": turns("q", " <bos> ")}))  # as it is, but for its name's being text
+    for text, counted in ((forgets, {"answers": 2, "ends with 257": 2, "rewritten": 1}), (PLAIN_TEXT, None)):
+        chat = ChatEncoder(template(text))
+        found = tokenize(rows, tmp_path / str(counted is None), BYTES, chat=chat, progress=False)["conversations"]
+        assert found == (counted or {"answers": 2, "ends with 257": 2})
+
+
+def test_a_template_that_writes_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="the chat template writes no answer 5"):
+        tokenize(conversations(5), tmp_path, BYTES, chat=ChatEncoder(template("")), progress=False)
 
 
 @pytest.mark.parametrize("shuffle_seed", [0, None])
