@@ -119,7 +119,7 @@ class Agent:
                 for running in self._running.values():
                     running.process.kill()
                 for worker in self._idle_workers:
-                    worker.close()
+                    worker.kill()
         if self._asked:
             raise Preempted(
                 self._asked, f"signal {self._asked}: the runs have written checkpoints; the same command goes on"
@@ -206,7 +206,7 @@ class Agent:
         )
         if trains_in_worker(run, place):
             while self._idle_workers and not self._idle_workers[-1].is_alive:
-                self._idle_workers.pop().close()
+                self._idle_workers.pop().kill()
             idle = self._idle_workers
             worker = idle.pop() if idle else Worker(environment, self._args.threads_per_worker)
             worker.begin(run)

@@ -184,18 +184,10 @@ class Worker:
         self._process.terminate()
 
     def kill(self) -> None:
-        """End at once."""
+        """End at once. Between two runs a worker holds nothing, and leaving by itself would take it seconds."""
         self._process.kill()
         self._process.join()
         self.connection.close()
-
-    def close(self) -> None:
-        """End a worker that has nothing to do."""
-        self.connection.close()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
 
 def _work(connection: multiprocessing.connection.Connection, num_threads: int) -> None:
@@ -212,7 +204,10 @@ def _work(connection: multiprocessing.connection.Connection, num_threads: int) -
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     import torch
+    from tqdm import tqdm
 
+    # tqdm's own lock is a semaphore between processes, which a worker that is killed would leave behind.
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(num_threads)
     while True:
         try:

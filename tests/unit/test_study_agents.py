@@ -94,8 +94,6 @@ class FakeWorker:
     def kill(self):
         self.is_alive = False
 
-    close = kill
-
 
 @pytest.fixture
 def fake(monkeypatch):
