@@ -102,8 +102,8 @@ class Conditioning:
         if design is None:
             lines.append(f"  {self.reason}")
             lines.append(
-                f"  mixtures are compared cell by cell: a difference of {100 * self.detectable:.2g} % of the loss "
-                "is seen"
+                f"  mixtures are compared cell by cell: differences are seen from {100 * self.detectable:.2g} % of the "
+                "loss"
             )
             return "\n".join(lines)
         errors = "  ".join(
@@ -111,7 +111,8 @@ class Conditioning:
         )
         lines.append(f"  {design.law.formula}: {errors}  (condition {design.condition_number:.3g})")
         lines.append(
-            f"  {design.law.constant} of mixtures fitted apart: a difference of {self.resolvable:.2g} nats is seen"
+            f"  between mixtures fitted apart, differences of {design.law.constant} are seen from "
+            f"{self.resolvable:.2g} nats"
         )
         lines += [f"  note: {warning}" for warning in design.warnings]
         if self.shares_trunks:

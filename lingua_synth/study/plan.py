@@ -130,6 +130,9 @@ class StudyPlanner:
             )
         if study.gpu:
             gpu_memory(study.gpu)
+        for name, source in study.sources.items():
+            if source.ratio != SourceArgs.ratio:
+                raise ValueError(f"sources.{name}.ratio {source.ratio}: shares are given by mixtures; leave it out")
         self.cells = plan_cells(study)
         if not study.out and not draft:
             raise ValueError("out is not set: give the folder for the study, e.g. out=runs/study")
