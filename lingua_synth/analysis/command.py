@@ -10,6 +10,7 @@ another corpus more does not begin anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -161,9 +162,12 @@ def _validate(args: AnalyzeArgs) -> None:
         raise ValueError(f"no corpus: give train.NAME=FOLDER and test.NAME=FOLDER of token shards; `{PROG} --help`")
     if not args.out:
         raise ValueError(f"out= is missing: the folder for the tables; `{PROG} --help` lists the keys")
-    for name in (*args.train, *args.test):
-        if not str(name).replace("-", "_").replace(".", "_").isidentifier() and not str(name).isalnum():
-            raise ValueError(f"a corpus is called by letters, digits, - and _, as its counts are a file; got {name!r}")
+    for name, path in (*args.train.items(), *args.test.items()):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)) or not isinstance(path, str) or not path:
+            raise ValueError(
+                f"a corpus is train.NAME=FOLDER or test.NAME=FOLDER, its name of letters, digits, - and _; got "
+                f"{name!r} and {path!r}"
+            )
     if args.base and args.base not in args.train:
         raise ValueError(f"base={args.base} is no training corpus; there are: {', '.join(args.train) or 'none'}")
     ranges: list[tuple[str, float, float]] = [

@@ -224,6 +224,8 @@ class EvaluationTokens:
         positions, documents, entries = self._ngrams_of[corpus]
         source = self.sources[corpus]
         is_shared = times[entries] > 0
+        is_of_corpus = np.zeros(len(times), dtype=bool)
+        is_of_corpus[entries] = True
         all_of = np.bincount(documents, minlength=source.num_documents)
         shared_of = np.bincount(documents[is_shared], minlength=source.num_documents)
         share = shared_of / np.maximum(all_of, 1)
@@ -246,6 +248,6 @@ class EvaluationTokens:
             num_mostly_shared_documents=int(np.count_nonzero(share >= 0.5)),
             share_of_ngrams=float(is_shared.mean()) if len(is_shared) else float("nan"),
             share_of_tokens=covered / source.num_tokens if source.num_tokens else float("nan"),
-            num_train_ngrams=int(times[np.unique(entries)].sum()),
+            num_train_ngrams=int(times[is_of_corpus].sum()),
             documents=tuple(SharedDocument(int(i), int(shared_of[i]), float(share[i]), int(firsts[i])) for i in order),
         )

@@ -20,8 +20,9 @@ from lingua_synth.documents.ngrams import hash_windows, mixed
 from lingua_synth.tokens.source import MappedShard, TokenSource
 from lingua_synth.tokens.workers import count_cores
 
-# Some 25 arrays of 8 bytes a token live while a block is hashed: 25 MB a thread, near what its cache holds.
-BLOCK_TOKENS = 1 << 17
+# An array of 8 bytes a token is then 256 kB: twice that, and arrays no longer stay in a core's cache nor in the
+# allocator's hands, and hashing takes three times as long.
+BLOCK_TOKENS = 1 << 15
 
 T = TypeVar("T")
 

@@ -229,6 +229,8 @@ def test_what_cannot_be_computed_is_skipped_and_said(corpora, tmp_path):
     ("more", "message"),
     [
         (["train.cc=gone"], "no token shards in gone"),
+        (["train.a.b=x"], "its name of letters, digits, - and _; got 'a' and"),
+        (["train.a/b=x"], "got 'a/b' and 'x'"),
         (["base=law"], "base=law is no training corpus; there are: cc, cut"),
         (["smoothing=-1"], "smoothing is at least 0, got -1"),
         (["max_tokens=0"], "max_tokens is at least 1, got 0"),
