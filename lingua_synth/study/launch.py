@@ -182,8 +182,8 @@ def _with_gpus(args: LaunchArgs, runs: Sequence[QueuedRun]) -> LaunchArgs:
         raise ValueError(
             f"run {run.run_id} trains on {run.num_gpus} GPU(s) and a node has {there} ({where}"
             f"{f' {there}' if args.engine == 'slurm' else ''}); {len(refused)} of {len(runs)} runs are too large. "
-            "Launch where there are as many, lower num_gpus of the study, or leave them out with `exclude` and train them "
-            "with torchrun"
+            "Launch where there are as many, lower num_gpus of the study, or leave them out with `exclude` and train "
+            "them with torchrun"
         )
     return dataclasses.replace(args, gpus_per_node=there)
 
