@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lingua_synth.config import HELP_FLAGS, help_text
-from lingua_synth.study.args import StudyArgs, parse_study
-from lingua_synth.study.plan_command import calibrate_main, plan
+from lingua_synth.study.args import StudyArgs
 
 ACTIONS = ("plan", "launch", "status", "collect", "calibrate")
 
@@ -19,10 +18,11 @@ def main(argv: Sequence[str]) -> int:
             return 0
         raise ValueError(f"`lingua-synth study` takes one of {', '.join(ACTIONS)}, then config=FILE")
     action, words = argv[0], argv[1:]
-    if action == "plan":
-        return plan(parse_study(words, prog="lingua-synth study plan"))
-    if action == "calibrate":
-        return calibrate_main(words)
+    if action in ("plan", "calibrate"):
+        # Here, as planning loads scipy, which a look at a running study does not need.
+        from lingua_synth.study import plan_command
+
+        return plan_command.plan_main(words) if action == "plan" else plan_command.calibrate_main(words)
     from lingua_synth.study import runs_command
 
     return {

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lingua_synth.config import build_args
+from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
 from lingua_synth.mixture.args import SourceArgs, build_mixture
@@ -42,6 +42,7 @@ from lingua_synth.study.pricing import (
 from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.folder import RESULT
+from lingua_synth.train.free_keys import without_free_keys
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class StudyPlanner:
             rungs: dict[tuple[Any, ...], list[Cell]] = {}
             for cell in members:
                 if cell.is_ladder:
-                    rungs.setdefault((cell.size, cell.seed, cell.overrides), []).append(cell)
+                    rungs.setdefault((cell.size, cell.seed), []).append(cell)
             laddered = [run for ladder in rungs.values() for run in self._plan_ladder(ladder)]
             found += sorted([*straight, *laddered], key=lambda run: run.flops)
         return found
@@ -199,8 +200,15 @@ class StudyPlanner:
         """The trunk, which is the largest budget, and a branch for each other one."""
         cells = sorted(cells, key=lambda cell: cell.budget.tokens)
         given = [self._cell_args(cell) for cell in cells]
-        num_gpus = self._num_gpus(cells[0])
-        steps = [(args.synth.tokens or 0) // _step_tokens(args, max(1, num_gpus)) for args in given]
+        per_step = [_step_tokens(args, max(1, self._num_gpus(cell))) for cell, args in zip(cells, given, strict=True)]
+        bases = [without_free_keys(to_dict(self._base(cell)[0])) for cell in cells]
+        if any(base != bases[0] for base in bases) or len(set(per_step)) > 1:
+            rules = ", ".join(dict.fromkeys(rule for cell in cells for rule in cell.overrides))
+            raise ValueError(
+                f"run {cells[-1].run_id}: the budgets of a ladder share one training, and overrides ({rules}) make "
+                "them differ; drop their budget lists, or leave those budgets out of the ladder"
+            )
+        steps = [(args.synth.tokens or 0) // size for args, size in zip(given, per_step, strict=True)]
         ladder = lay_ladder(given, steps)
         runs = [self._planned(cells[-1], ladder[-1])]
         for cell, args in zip(cells[:-1], ladder[:-1], strict=True):

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lingua_synth.config import HELP_FLAGS, help_text, parse_args
-from lingua_synth.study.args import StudyArgs, parse_study
+from lingua_synth.study.args import parse_study
 from lingua_synth.study.ledger import changes_since_launch
 from lingua_synth.study.overview import overview
 
 
-def plan(study: StudyArgs) -> int:
+def plan_main(argv: Sequence[str]) -> int:
     """Print the plan; with `out`, write plan.csv and plan.json there, and say what has changed since a launch."""
+    study = parse_study(argv, prog="lingua-synth study plan")
     planned = overview(study, draft=True)
     print(planned)
     if study.out:

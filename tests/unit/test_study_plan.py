@@ -379,6 +379,15 @@ def test_a_ladder_is_one_trunk_and_branches_that_wait_for_it():
     }
 
 
+def test_rungs_may_have_other_machines_but_one_trunk():
+    change = {
+        "overrides": {"wide": {"budget": ["10B"], "num_gpus": 16, "train": {"checkpoint": {"dump": {"keep": 3}}}}}
+    }
+    runs = [run for run in draft(LADDER, change) if run.args.synth.mixture == "cc"]
+    assert [(run.num_gpus, bool(run.after)) for run in runs] == [(8, True), (8, True), (16, False)]
+    assert len({run.args.synth.branch_from for run in runs if run.after}) == 2
+
+
 def test_a_ladder_of_the_paper_s_budgets_costs_a_third_and_says_what_it_is():
     planned = overview(read_study("paper/wsd-ladder"), draft=True)
     assert planned.ladder.num_trunks == 10 and planned.ladder.num_runs == 130
@@ -399,6 +408,10 @@ def test_a_ladder_of_the_paper_s_budgets_costs_a_third_and_says_what_it_is():
     [
         ({"train": {"optim": {"warmup": 900}, "synth": {"warmup_ratio": None}}}, "a warm-up of 900 steps does not end"),
         ({"train": {"optim": {"cycle_length": 0.5}}}, "a ladder's trunk is one cycle"),
+        (
+            {"overrides": {"late": {"budget": ["10B"], "train": {"optim": {"lr": 1e-4}}}}},
+            r"cc-1B-d10B-s42-wsd: the budgets of a ladder share one training, and overrides \(late\)",
+        ),
     ],
 )
 def test_ladders_that_cannot_be(change, message):
