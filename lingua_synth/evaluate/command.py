@@ -142,7 +142,7 @@ def _compare(argv: Sequence[str]) -> int:
     print(" ".join(head))
     for name, *cells in comparison.table():
         figures, intervals = cells[: len(found)], cells[len(found) :]
-        shown = [f"{low:+.4f} to {high:+.4f}" for low, high in (i or (float("nan"),) * 2 for i in intervals)]
+        shown = [f"{one[0]:+.4f} to {one[1]:+.4f}" if one is not None else "-" for one in intervals]
         print(" ".join([f"{name:24}", *(f"{x:9.4f}" for x in figures), *(f"{one:>22}" for one in shown)]))
     for note in comparison.notes:
         print(note)

@@ -153,8 +153,6 @@ def evaluate(args: EvaluateArgs, *, progress: bool = True) -> Result:
                 stacklevel=2,
             )
         sources = open_domains(paths, opened.tokenizer, _shards_folder(args), ranks, progress=progress)
-        if is_compat:
-            _refuse_conversations(sources)
         evaluator = Evaluator(
             sources, protocol, max_tokens_per_domain=args.max_tokens_per_domain, batch_tokens=args.batch_tokens
         )
@@ -170,7 +168,6 @@ def evaluate(args: EvaluateArgs, *, progress: bool = True) -> Result:
         record = {
             "checkpoint": str(opened.folder),
             "dtype": opened.dtype,
-            "lingua_synth": _version(),
             **describe(evaluator, scores, sources, domain_set, absent, args.max_tokens_per_domain, args.bootstrap),
         }
         if is_compat:
@@ -216,6 +213,7 @@ def describe(
         }
     asked = list(domain_set.domains) or list(domains)
     return {
+        "lingua_synth": _version(),
         "protocol": evaluator.protocol.name,
         "seq_len": evaluator.protocol.seq_len,
         "context_token": context_token(tokenizer),
@@ -269,15 +267,6 @@ def open_domains(
                 "entries); tokenize it with the model's tokenizer, or give its documents"
             )
     return sources
-
-
-def _refuse_conversations(sources: Mapping[str, TokenSource]) -> None:
-    for name, source in sources.items():
-        if source.is_masked:
-            raise ValueError(
-                f"domain {name!r} holds conversations, of which the answers are scored; Meta Lingua's figure, of whole "
-                "texts, cannot be had of it: take another protocol, or leave it out"
-            )
 
 
 def is_shards(path: str) -> bool:

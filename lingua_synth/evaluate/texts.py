@@ -223,6 +223,14 @@ def _cut(lengths: npt.NDArray[np.int64], batch_tokens: int) -> list[int]:
     return cuts
 
 
+def _count(tokens: npt.NDArray[Any], num_words: int) -> npt.NDArray[np.int64]:
+    """How often each id occurs; in stretches, as `bincount` first makes each of its numbers 8 bytes."""
+    counts = np.zeros(num_words, dtype=np.int64)
+    for start in range(0, len(tokens), 1 << 22):
+        counts += np.bincount(tokens[start : start + (1 << 22)], minlength=num_words)
+    return counts
+
+
 class Packing:
     """The windows of texts under a protocol, in batches of at most `batch_tokens` places (at least one window)."""
 
@@ -282,7 +290,15 @@ class Packing:
         counts = np.zeros((len(self._texts.domains), self._texts.num_words), dtype=np.int64)
         ends = self._texts.starts[1:]
         for number, (_, documents) in enumerate(self._texts.by_domain()):
-            # Scored are the last tokens of each document: all of them, or under lingua-compat a tail.
+            chosen = self._texts.tokens[self._texts.starts[documents.start] : ends[documents.stop - 1]]
+            if self._texts.scored is None and np.array_equal(
+                self.num_scored[documents], self._texts.num_tokens[documents]
+            ):
+                # All but the context token in front of each document.
+                counts[number] = _count(chosen, self._texts.num_words)
+                counts[number, chosen[0]] -= documents.stop - documents.start
+                continue
+            # Scored are the last tokens of each document, under lingua-compat a tail, or the answers.
             place = np.arange(self._texts.starts[documents.start], ends[documents.stop - 1])
             sizes = np.diff(self._texts.starts[documents.start : documents.stop + 1])
             if self._texts.scored is None:

@@ -309,7 +309,7 @@ def test_held_out_answers_are_scored_as_a_plain_loop_does(finetune_args, chats):
     assert sums.bytes == sum(map(len, ANSWERS.values()))
     assert abs(sums.nats - nats) < 1e-4
     words = [f"checkpoint={finetune_args().dump_dir}", f"domains.chats={chats['heldout']}", "device=cpu"]
-    with pytest.raises(ValueError, match="domain 'chats' holds conversations, of which the answers are scored"):
+    with pytest.raises(ValueError, match="lingua-compat scores whole documents, and a domain holds conversations"):
         evaluate_command([*words, "protocol=lingua-compat"])
 
 
