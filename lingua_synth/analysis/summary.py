@@ -26,8 +26,10 @@ def summarize_analysis(record: Mapping[str, Any], tables: Mapping[str, Rows]) ->
     page = ["# Corpora by their tokens", _table(tables["corpora"], _CORPORA)]
     if record["matched_tokens"]:
         left_out = [name for name in record["corpora"] if name not in record["compared"]]
+        smallest = [row["corpus"] for row in tables["corpora"] if row["tokens"] == record["matched_tokens"]]
         page.append(
             f"Compared at {record['matched_tokens']:,} tokens of each corpus, drawn without replacement"
+            + (f" (all that {smallest[0]} has; match_tokens= sets another number)" if smallest else "")
             + (f"; left out: {', '.join(left_out)}." if left_out else ".")
         )
     for name, write in _SECTIONS.items():

@@ -84,6 +84,10 @@ def test_counts_are_of_all_tokens_and_comparisons_at_equal_ones(analysis, corpor
         name = row["corpus"].partition(".")[2]
         assert row["tokens"] == sizes[name] == analysis.counts(row["corpus"]).num_tokens
     matched = min(sizes.values())
+    assert (
+        f"{matched:,} tokens of each corpus, drawn without replacement (all that test."
+        in (analysis.folder / "summary.md").read_text()
+    )
     assert analysis.record["matched_tokens"] == matched
     for table in ("support", "coverage", "distances", "mixture_minima"):
         assert {row["num_tokens"] for row in analysis.table(table)} == {matched}
