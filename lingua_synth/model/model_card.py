@@ -97,6 +97,8 @@ def model_card(
 
 def _training(row: Mapping[str, Any]) -> list[str]:
     lines = [f"Mixture {row.get('mixture')}: {row['tokens']:,} tokens, repeats counted; seed {row.get('seed')}."]
+    if "scored_tokens" in row:
+        lines[0] += f" Learned from {row['scored_tokens']:,} of them: of conversations, the answers alone."
     sources = [key.removeprefix("unique_tokens_") for key in row if key.startswith("unique_tokens_")]
     if sources:
         lines += ["", "| source | tokens | epochs |", "| --- | --- | --- |"]

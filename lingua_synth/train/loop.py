@@ -219,6 +219,8 @@ def _prepare(
     scored_tokens = {name: scored_before.get(name, 0) for name in sources} if loader.is_masked else {}
     for notice in loader.plan.notices() if loader.plan else []:
         logger.info("mixture: %s", notice)
+    if loader.is_masked and not args.synth.document_masking:
+        logger.warning("conversations see their neighbours in a sequence; synth.document_masking=true keeps them apart")
     counts = count_parameters(args.model)
     logger.info(
         f"{args.name}: {counts.total:,} parameters ({counts.non_embedding:,} non-embedding), {args.steps:,} steps of "

@@ -233,7 +233,12 @@ def test_a_model_learns_to_answer(finetune_args, chats, tmp_path):
 
 
 def test_a_run_counts_the_tokens_it_learned_from(finetune_args, chats, shards, tmp_path):
-    mixed = {"synth": {"sources": {"text": {"path": shards["natural"], "ratio": "1/4"}, "chats": {"ratio": "3/4"}}}}
+    mixed = {
+        "synth": {
+            "document_masking": False,
+            "sources": {"text": {"path": shards["natural"], "ratio": "1/4"}, "chats": {"ratio": "3/4"}},
+        }
+    }
     row = train(finetune_args(mixed), progress=False)
     args = read_json(tmp_path / "run" / "checkpoints" / f"{12:010d}" / "params.json")
     sources = {"chats": TokenSource(chats["train"]), "text": TokenSource(shards["natural"])}
@@ -250,6 +255,7 @@ def test_a_run_counts_the_tokens_it_learned_from(finetune_args, chats, shards, t
         assert last[f"data/tokens/{name}"] == row[f"tokens_{name}"]
     assert row["scored_tokens"] == sum(expected.values()) < row["tokens"] == 96 * 64
     assert expected["text"] == row["tokens_text"] == 24 * 64
+    assert "synth.document_masking=true keeps them apart" in (tmp_path / "run" / "train.log").read_text()
     first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     assert first["loss/source/chats"] != first["loss/source/text"]
 
@@ -286,7 +292,8 @@ def test_a_step_without_a_scored_token_changes_nothing(finetune_args, tmp_path):
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     empty = sum("loss/mean" not in record for record in records)
     assert 0 < empty == row["skipped_steps"] < 12
-    assert "no token of it is scored" in (tmp_path / "run" / "train.log").read_text()
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "no token of it is scored" in log and "see their neighbours" not in log
 
 
 # --- what is held out, refused and exported ---
@@ -381,6 +388,7 @@ def test_the_export_carries_the_chat_template(finetune_args, tmp_path):
     assert read_json(out / "generation_config.json")["eos_token_id"] == 257
     card = (out / "README.md").read_text()
     assert "fine-tuned on the answers of conversations" in card and "apply_chat_template" in card
+    assert f"Learned from {read_json(tmp_path / 'run' / 'result.json')['scored_tokens']:,} of them" in card
     # What it was exported with is what the next tokenization can take.
     again = build_chat(BYTES, str(out))
     assert again.describe()["sha256"] == chat.describe()["sha256"]
