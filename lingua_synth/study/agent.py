@@ -58,7 +58,11 @@ from lingua_synth.train.preemption import Preempted
 POLL_S = 0.2
 """Between two looks at runs that are processes of their own; a worker's end is heard at once."""
 LOOK_S = 1.0
-"""Between two looks at what others do, while there is room here and nothing to put into it."""
+"""Between two looks at what others do, while there is room here and nothing to put into it; each look that finds
+nothing makes the next one wait longer, up to:"""
+MOST_LOOK_S = 2.0
+MOST_LOOK_S_OF_JOBS = 30.0
+"""A hundred nodes that ask a shared disk about a thousand runs every second would be felt by everybody."""
 BUSY_S = 5.0
 """Before a run whose folder somebody else holds is tried again."""
 
@@ -127,13 +131,15 @@ class Agent:
 
     def _loop(self, leases: Leases) -> None:
         idle_since: float | None = None
-        next_look = 0.0
+        pause, next_look = LOOK_S, 0.0
         while not self._asked:
-            if self._collect_ended(leases) or time.monotonic() >= next_look:
-                # A look asks the file system about every open run: not on each turn while processes are polled.
-                self._start_runs(leases)
+            has_ended = self._collect_ended(leases)
+            if has_ended or time.monotonic() >= next_look:
+                has_started = self._start_runs(leases)
                 self._on_change(self)
-                next_look = time.monotonic() + LOOK_S
+                longest = MOST_LOOK_S if self._stay else MOST_LOOK_S_OF_JOBS
+                pause = LOOK_S if has_ended or has_started else min(1.5 * pause, longest)
+                next_look = time.monotonic() + pause
                 if self._running:
                     idle_since = None
                 elif self._is_over(leases, idle_since := idle_since or time.monotonic()):
@@ -146,9 +152,15 @@ class Agent:
         open_runs = [run for run in self._runs if not self._is_closed(run)]
         if not open_runs:
             return True
+        if not any(self._node.can_ever_take(run) for run in open_runs):
+            run = max(open_runs, key=lambda run: run.num_gpus)
+            raise ValueError(
+                f"run {run.run_id} and {len(open_runs) - 1} others train on GPUs, {run.num_gpus} at most, and this "
+                f"machine shows {self._node.num_gpus}: none of what is left can be trained here"
+            )
         if self._stay:
             return not any(leases.is_held(run.key) or self._may_start(run) for run in open_runs)
-        waits = any(run.after and self._node.can_ever_take(run) for run in open_runs)
+        waits = any(self._node.can_ever_take(run) and not self._may_start(run) for run in open_runs)
         return not waits or time.monotonic() - idle_since > self._args.idle_s
 
     # --- what can be started ---
@@ -169,24 +181,22 @@ class Agent:
         return run.run_id in self.given_up
 
     def _may_start(self, run: QueuedRun) -> bool:
-        """Whether the run could be started here if nobody held it and there were room."""
+        """Whether the run could be started here if nobody held it and there were room: what it follows is finished."""
         return self._node.can_ever_take(run) and all(
             name in self.finished or self._by_id[name].is_finished for name in run.after
         )
 
-    def _start_runs(self, leases: Leases) -> None:
+    def _start_runs(self, leases: Leases) -> bool:
+        """Whether a run was started; as many are as there is room for."""
+        num_running = len(self._running)
         for run in self._runs:
-            if self._node.is_full:
-                break
-            if (
-                run.run_id in self._running
-                or time.monotonic() < self._busy_until.get(run.run_id, 0)
-                or self._is_closed(run)
-                or not self._may_start(run)
-                or (place := self._node.take(run)) is None
-            ):
+            name = run.run_id
+            if name in self._running or name in self.finished or name in self.given_up:
                 continue
-            if leases.claim(run.key) is None:
+            # Room first: that costs nothing, while the file system is asked about each run.
+            if time.monotonic() < self._busy_until.get(name, 0) or (place := self._node.take(run)) is None:
+                continue
+            if self._is_closed(run) or not self._may_start(run) or leases.claim(run.key) is None:
                 self._node.give_back(place)
                 continue
             # Only now nobody else can end it, or find that its last holder died once too often.
@@ -196,7 +206,8 @@ class Agent:
                 self._node.give_back(place)
                 continue
             begin_attempt(self._folder, run, leases.worker)
-            self._running[run.run_id] = _Running(run, place, self._start(run, place))
+            self._running[name] = _Running(run, place, self._start(run, place))
+        return len(self._running) > num_running
 
     def _start(self, run: QueuedRun, place: Place) -> Worker | Process:
         environment = run_environment(
@@ -263,7 +274,7 @@ class Agent:
     # --- leaving ---
 
     def _leave(self, leases: Leases) -> None:
-        """All runs write checkpoints and leave; a second Ctrl-C, or a second signal after `leave_s`, kills them."""
+        """All runs write checkpoints and leave; those that did not within `slurm.signal_s` are killed."""
         self._asked = self._asked or signal.SIGINT
         for running in self._running.values():
             running.process.ask_to_leave()

@@ -98,11 +98,6 @@ class Node:
         for gpu in place.gpus:
             self._free_shares[gpu] += place.shares
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no run of any kind fits at the moment."""
-        return self._free_places < 1 and not any(self._free_shares.values())
-
 
 def visible_gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES names, or every GPU of this machine by number; without loading torch."""

@@ -99,6 +99,8 @@ class FakeWorker:
 def fake(monkeypatch):
     monkeypatch.setattr(agents, "Worker", FakeWorker)
     monkeypatch.setattr(agents, "LOOK_S", 0.05)
+    monkeypatch.setattr(agents, "MOST_LOOK_S", 0.1)
+    monkeypatch.setattr(agents, "MOST_LOOK_S_OF_JOBS", 0.1)
     monkeypatch.setattr(FakeWorker, "fails", {})
     monkeypatch.setattr(FakeWorker, "began", [])
     return FakeWorker
@@ -121,9 +123,9 @@ def test_runs_are_packed_on_gpus_and_whole_ones_stay_whole(study):
     assert node.take(cpu) == Place((), 0) and node.take(cpu) is None
     node.give_back(Place(("1",), 1))
     assert node.take(two) == Place(("1", "2"), 2)
-    assert node.is_full and node.take(one) is None
+    assert node.take(one) is None
     node.give_back(Place(("0",), 1))
-    assert not node.is_full and node.take(one) == Place(("0",), 1)
+    assert node.take(one) == Place(("0",), 1)
     assert not node.can_ever_take(on_gpus(run, 4)) and node.can_ever_take(on_gpus(run, 3))
 
 
@@ -337,6 +339,13 @@ def test_a_job_waits_a_while_for_what_unlocks_its_runs(study, tmp_path, fake):
             Agent(tmp_path / "study", runs, LaunchArgs(idle_s=idle_s), Limits(3, {}), stay=False).work()
             assert idle_s <= time.monotonic() - began < idle_s + 5
     assert fake.began == []
+
+
+def test_a_job_on_a_node_without_the_gpus_says_so(study, tmp_path, fake, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    run = on_gpus(as_queued(plan_study(study())[0]), 2, device="cuda")
+    with pytest.raises(ValueError, match="train on GPUs, 2 at most, and this machine shows 1: none of what is left"):
+        Agent(tmp_path / "study", [run], LaunchArgs(), Limits(3, {}), stay=False).work()
 
 
 def test_a_run_folder_that_somebody_is_in_is_tried_again_and_is_no_failure(study, tmp_path, fake, monkeypatch):
