@@ -154,7 +154,7 @@ class StudyPlanner:
             there = runs.get(run.run_id)
             if there is None:
                 runs[run.run_id] = run
-            elif there.args == run.args:
+            elif (there.args, there.num_gpus) == (run.args, run.num_gpus):
                 runs[run.run_id] = dataclasses.replace(there, grids=there.grids + run.grids)
             else:
                 raise ValueError(
@@ -306,7 +306,8 @@ class StudyPlanner:
         synth = args.synth
         asked = tuple((name, source.ratio, source.max_epochs) for name, source in synth.sources.items())
         try:
-            plan, problem = self._plan_report(_Hashed(asked, synth), repr(synth.stages), num_sequences, seq_len)
+            rules = (repr(synth.stages), synth.on_exhaustion, synth.schedule)
+            plan, problem = self._plan_report(_Hashed((*asked, *rules), synth), num_sequences, seq_len)
         except ValueError as error:
             raise ValueError(f"run {args.name}: {error}") from None
         if problem:
@@ -314,9 +315,7 @@ class StudyPlanner:
             self._infeasible[args.name] = over, problem
         return plan
 
-    def _uncached_plan_report(
-        self, key: _Hashed, stages: str, num_sequences: int, seq_len: int
-    ) -> tuple[MixturePlan, str]:
+    def _uncached_plan_report(self, key: _Hashed, num_sequences: int, seq_len: int) -> tuple[MixturePlan, str]:
         synth = key.value
         mixture = build_mixture(synth.sources, synth.stages, synth.on_exhaustion)
         # A source of unknown length is taken to be as long as the whole run and one window more, which suffices.

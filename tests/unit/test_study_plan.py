@@ -147,7 +147,7 @@ def test_the_yaml_of_the_page_on_studies_is_planned(tmp_path):
     runs = {run.run_id: run for run in plan_study(parse_study([f"config={tmp_path / 'study.yaml'}"]), draft=True)}
     assert len(runs) == (4 * 3 * 3 - 3) * 2 and "hq50-1B-d20B-s42" in runs and "hq100-1B-d20B-s42" not in runs
     assert {run.args.synth.mixture for run in runs.values()} == {"web", "hq1of3", "hq50", "hq100"}
-    assert runs["web-1B-d1B-s43"].num_gpus == 16 and runs["web-500M-d1B-s43"].num_gpus == 8
+    assert runs["web-200M-d1B-s43"].num_gpus == 2 and runs["web-500M-d1B-s43"].num_gpus == 8
 
 
 # --- grids ---
@@ -182,6 +182,22 @@ def test_overrides_change_the_training_of_some_cells_alone():
         "cc-1B-d1B-s42": (3e-4, 8), "cc-3B-d1B-s42": (1e-4, 16),
         "third-1B-d1B-s42": (2e-4, 8), "third-3B-d1B-s42": (2e-4, 16),
     }  # fmt: skip
+
+
+def test_grids_are_judged_each_by_its_own_settings():
+    """One mixture at one budget in two grids, of which one may repeat tokens and the other may not."""
+    mixture = {"mixtures": {"hq": {"ratios": {"hq": "1"}}}, "budgets": ["200B"]}
+    own = {"suffix": "-again", "train": {"synth": {"on_exhaustion": "repeat"}}}
+    assert draft(mixture, {"grids": {"again": own | {"mixtures": ["hq"]}}})[0].needs[0].epochs == pytest.approx(
+        2, abs=1e-3
+    )
+    for order in (("again", "once"), ("once", "again")):
+        grids = {name: (own if name == "again" else {}) | {"mixtures": ["hq"]} for name in order}
+        with pytest.raises(ValueError, match="run hq-1B-d200B-s42: source 'hq' can give") as caught:
+            draft(mixture, {"grids": grids})
+        assert "ask too much as well" not in str(caught.value)
+    with pytest.raises(ValueError, match="grids a and b both make a run"):
+        draft({"grids": {"a": {}, "b": {}}, "overrides": {"x": {"grid": ["b"], "num_gpus": 4}}})
 
 
 def test_budgets_in_words_are_whole_steps_and_integers_are_exact():
