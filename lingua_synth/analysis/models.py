@@ -172,7 +172,10 @@ class Trained:
         return mixture_counts(self.shares().get(mixture, {}), {name: one.counts for name, one in self.sources.items()})
 
     def rolling(self, window: int = WINDOW) -> dict[str, RollingLoss]:
-        """Running losses of one model a mixture, all sorted by the natural corpus, or else by the evaluated text."""
+        """Running losses of one model a mixture, all sorted by the natural corpus, or else by the evaluated text.
+
+        The mean is over `window` types, or over a tenth of them where that is less.
+        """
         chosen = one_per_mixture(self.checkpoints) if self.checkpoints else {}
         natural = self.natural_name()
         return {
@@ -180,7 +183,7 @@ class Trained:
                 one.run.counts,
                 one.run.nats,
                 self.sources[natural].counts if natural else one.run.counts,
-                window=window,
+                window=max(1, min(window, int((one.run.counts > 0).sum()) // 10)),
                 sorted_by=natural or "the evaluated text",
             )
             for mixture, one in chosen.items()
@@ -258,7 +261,9 @@ def _token_tables(
     for mixture, rolling in trained.rolling(window).items():
         rows = rolling.rows()
         at = np.unique(np.round(np.linspace(0, len(rows) - 1, min(NUM_POINTS, len(rows)))).astype(int))
-        rolled += [{"mixture": mixture, "sorted_by": rolling.sorted_by, "window": window, **rows[k]} for k in at]
+        rolled += [
+            {"mixture": mixture, "sorted_by": rolling.sorted_by, "window": rolling.window, **rows[k]} for k in at
+        ]
     for mixture, one in chosen.items():
         train = trained.trained_on(mixture)
         if train is None:

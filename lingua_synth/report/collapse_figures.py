@@ -99,8 +99,9 @@ def collapse_verdicts(report: CollapseReport, ax: Axes | None = None, *, mixture
             if any(t.verdict == verdict for t in tests):
                 canvas.key(verdict, color=colour, marker=marker, linestyle="-")
         canvas.ax.set_xlim(-FARTHEST, FARTHEST)
-        categories(canvas.ax, [_row_name(tests, k) for k in range(len(tests))])
-        canvas.ax.tick_params(axis="y", labelsize=8)
+        names = [_row_name(tests, k) for k in range(len(tests))]
+        categories(canvas.ax, names)
+        canvas.ax.set_yticklabels(names, parse_math=False, fontsize=8)
     return canvas.ax
 
 
@@ -121,4 +122,4 @@ def _row_name(tests: Sequence[CollapseTest], row: int) -> str:
     """The mixture at its first row, and the statistic."""
     name = STATISTICS[tests[row].name]
     is_first = row == 0 or tests[row - 1].mixture != tests[row].mixture
-    return f"{words.shortened(tests[row].mixture, 16)}: {name}" if is_first else name
+    return f"{words.shortened(tests[row].mixture, 20)}: {name}" if is_first else name

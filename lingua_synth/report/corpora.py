@@ -33,7 +33,7 @@ def corpus_sections(
         sections.append(Section("Tokens and corpora", _corpus_blocks(analysis, trained)))
         found = _loss_distance(trained, target, noise)
         if found is not None:
-            sections.append(Section("Is nearer better?", _distance_blocks(found)))
+            sections.append(Section("Is nearer better?", _distance_blocks(found, trained.base_name())))
     if trained.checkpoints:
         sections.append(Section("Loss by token", _token_blocks(analysis, trained)))
     return sections
@@ -93,11 +93,11 @@ def _corpus_blocks(analysis: Analysis, trained: Trained) -> list[Block]:
     return body
 
 
-def _distance_blocks(found: LossDistance) -> list[Block]:
+def _distance_blocks(found: LossDistance, base: str | None) -> list[Block]:
     body: list[Block] = [
         Picture(
             "loss_distance",
-            corpus_figures.loss_distance(found),
+            corpus_figures.loss_distance(found, base=base),
             "Loss of each mixture beside the mean of all, against the distance of its training text from the test "
             f"text; bars are {100 * found.level:.3g} % intervals. {found.num_cells} cells.",
         ),

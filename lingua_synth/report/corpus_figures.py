@@ -220,8 +220,10 @@ def token_losses(
             canvas.record("guide", "absent from here", x=min(absent) + 1)
             canvas.key("absent from here on", color=style.INK, linewidth=0.9, linestyle=(0, (2, 2)))
         # A few single types reach far above the means; they must not press the lines together.
-        top = float(np.quantile(cloud.loss, 0.995))
-        canvas.ax.set_ylim(0, max(top, *(float(one.mean.max()) * 1.1 for one in losses.values())))
+        bottom, top = np.quantile(cloud.loss, [0.005, 0.995]).tolist()
+        means = np.concatenate([one.mean for one in losses.values()])
+        bottom, top = min(bottom, float(means.min())), max(top, float(means.max()))
+        canvas.ax.set_ylim(max(bottom - 0.05 * (top - bottom), 0), top + 0.1 * (top - bottom))
         canvas.ax.set_xlim(1, max(len(one.loss) for one in losses.values()))
         canvas.corner(f"dots: {words.shortened(shown)}; running mean over {words.count(cloud.window)} types")
     return canvas.ax
@@ -264,12 +266,9 @@ def _thinned_even(num: int, most: int) -> np.ndarray:
 
 
 def _running_median(values: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Median over the ranks within a tenth of a decade, at least 5 either way."""
-    found = []
-    for rank in ranks.tolist():
-        first, last = min(rank - 6, int(rank / 1.26)), max(rank + 5, int(rank * 1.26))
-        found.append(float(np.median(values[max(first, 0) : last])))
-    return np.array(found)
+    """Median over the ranks within a tenth of a decade either way."""
+    around = ((math.ceil(rank / 1.26), math.floor(rank * 1.26)) for rank in ranks.tolist())
+    return np.array([float(np.median(values[first - 1 : last])) for first, last in around])
 
 
 def _zipf_shares(law: ZipfFit, ranks: np.ndarray) -> np.ndarray:

@@ -121,7 +121,9 @@ def test_every_test_of_collapse_is_made(analysis):
 
 
 def test_the_page_shows_figures_7_and_8(study, analysis, tmp_path):
-    given = [f"runs={study / 'runs.csv'}", f"analysis={analysis.folder}", f"out={tmp_path}", "bootstraps=0"]
+    small = {"sizes": {"1B": 8.6e8}, "budgets": BUDGETS[:2]}  # a page draws every size; those are tested elsewhere
+    write_runs(table({"half": (0.5, {}), "synthetic": (1.0, {})}, noise=0.002, **small), tmp_path / "runs.csv")
+    given = [f"runs={tmp_path / 'runs.csv'}", f"analysis={analysis.folder}", f"out={tmp_path}", "bootstraps=0"]
     given += [f"evaluations.{mixture}={study / 'runs'}" for mixture in ("natural", "synthetic")]
     assert report(given) == 0
     page = (tmp_path / "report.html").read_text()

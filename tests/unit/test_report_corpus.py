@@ -157,7 +157,7 @@ def test_the_section_says_every_verdict(report, tmp_path):
     )
     assert any(line.startswith("hq: rejected loss gap (better than the base)") for line in lines)
     assert any(line.startswith("corpus synthetic: supported types at equal tokens") for line in lines)
-    runs = table({"hq": (0.33, {})})
+    runs = table({"hq": (0.33, {})}, sizes={"1B": 8.6e8}, budgets=BUDGETS[:2])
     page = write_report(tmp_path, runs, None, title="t", sections_after=[collapse_section(report)]).read_text()
     assert "Signs of collapse" in page and page.count("collapse_gaps") >= 1
     for verdict, count in report.counts().items():
@@ -171,7 +171,7 @@ def test_the_section_says_every_verdict(report, tmp_path):
 def test_the_verb_writes_the_section(tmp_path, capsys):
     from lingua_synth.cli import main
 
-    runs = table({"hq": (0.33, lambda N, D: 0.04)}, noise=0.002, sizes={"1B": 8.6e8, "3B": 2.7e9}, budgets=BUDGETS[:3])
+    runs = table({"hq": (0.33, lambda N, D: 0.04)}, noise=0.002, sizes={"1B": 8.6e8}, budgets=BUDGETS[:3])
     write_runs(runs, tmp_path / "runs.csv")
     assert main(["report", f"runs={tmp_path / 'runs.csv'}", f"out={tmp_path / 'out'}", "bootstraps=0"]) in (0, None)
     page = (tmp_path / "out" / "report.html").read_text()
