@@ -49,7 +49,7 @@ class Margins:
     """The smallest effects that count. Shares are of the base's value: 0.005 is half a per cent."""
 
     loss: float = 0.005
-    """Of the loss: about what a repeat with another seed moves it by (0.2-0.6 % in published tables)."""
+    """Of the loss: about what the runs of published tables lie off their laws by (0.3-0.6 %)."""
     growth: float = 0.005
     """Of the loss, per factor of ten in tokens."""
     slope: float = 0.05

@@ -44,7 +44,11 @@ def collapse_section(report: CollapseReport) -> Section:
     body.append(
         Terms(
             [
-                ("Loss", f"higher by more than {words.percent(margins.loss)}, about what another seed moves it by."),
+                (
+                    "Loss",
+                    f"higher by more than {words.percent(margins.loss)}; runs of published tables lie off their laws "
+                    "by about as much.",
+                ),
                 ("Growth", f"of that gap, by more than {words.percent(margins.growth)} per ten times the tokens."),
                 (
                     "Small shares",

@@ -207,6 +207,27 @@ def test_false_verdicts_on_laws_are_as_rare_as_promised(noise):
         assert sum(counts[name].values()) == 80
 
 
+def half_width(test):
+    return (test.high - test.low) / 2
+
+
+def test_intervals_of_a_known_noise_are_those_of_the_formula():
+    noise, normal = 0.004, 1.959966
+    gaps = paired_gaps(table({"s": (1.0, lambda N, D: 0.01)}, noise=0.01), "s", "natural")
+    tests = gap_tests(gaps, margin=0.005, growth_margin=0.005, noise=noise)
+    num, x = len(gaps), np.log10(gaps.D)
+    assert half_width(tests[0]) == pytest.approx(normal * noise * math.sqrt(2 / num), rel=1e-4)
+    assert half_width(tests[-1]) == pytest.approx(
+        normal * noise * math.sqrt(2) / np.sqrt(((x - x.mean()) ** 2).sum()), rel=1e-4
+    )
+    one = {"sizes": {"1B": 8.6e8}, "budgets": (1e9,)}
+    runs = table({"a": (0.1, {}), "b": (0.2, {})}, noise=0.01, **one)
+    line = small_ratio_test(runs, "synthetic", "natural", margin=0.05, noise=noise)
+    assert half_width(line) == pytest.approx(normal * noise / math.sqrt(0.1**2 + 0.1**2), rel=1e-4)
+    for test in collapse_tests(table({"s": (1.0, {"E": 2.2, "beta": 0.29})}, noise=0.003)).tests:
+        assert math.isnan(test.estimate) or test.low <= test.estimate <= test.high
+
+
 # --- small shares ---
 
 
@@ -285,6 +306,27 @@ def test_planted_tail_loss_is_found_beside_an_unchanged_head():
         "tail_loss": "supported",
         "tail_excess": "rejected",
     }
+
+
+def test_intervals_on_tails_hold_both_types_and_trainings():
+    counts = np.array([50, 40, 3, 2, 5])
+    base = EvaluatedRun(counts, counts * np.array([2.0, 2.0, 6.0, 7.0, 8.0]), "1B", 1e9, 0.0)
+    nats = counts * np.array([2.1, 2.0, 6.6, 7.0, 9.0])
+    rare = np.array([False, False, True, True, False])  # 5 % of the tokens
+    a, b = nats[rare], base.nats[rare]
+    moved = a / a.sum() - b / b.sum()
+    types = (moved**2).sum() * 2 / 1
+
+    def tested(factors, **more):
+        theirs = [EvaluatedRun(counts, base.nats, "1B", 1e9, float(k)) for k in range(len(factors))]
+        ours = [EvaluatedRun(counts, nats * f, "1B", 1e9, float(k)) for k, f in enumerate(factors)]
+        return tail_tests("s", "n", ours, theirs, margin=0.02, **more)[0]
+
+    one = tested([1.0], noise=0.004)
+    assert one.estimate == pytest.approx(math.log(a.sum() / b.sum()))
+    assert half_width(one) == pytest.approx(1.959966 * math.sqrt(2 * 0.004**2 + types), rel=1e-4)
+    three = tested([1.0, math.exp(0.02), math.exp(-0.02)])
+    assert half_width(three) == pytest.approx(4.302653 * math.sqrt(0.02**2 / 3 + types), rel=1e-4)
 
 
 def test_two_checkpoints_need_a_known_noise():
