@@ -6,6 +6,7 @@ documents -> one pass -> sums, averages, intervals -> the folder.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from lingua_synth.evaluate.intervals import LEVEL, NUM_RESAMPLES, loss_intervals
 from lingua_synth.evaluate.protocol import build_protocol
 from lingua_synth.evaluate.results import DOCUMENTS, EVALUATION, TOKENS, average_figures, figures, write_evaluation
 from lingua_synth.evaluate.sums import DomainSums
+from lingua_synth.files import folder_lock
 from lingua_synth.tokens import Tokenizer, TokenSource, tokenize
 from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.shards import FORMAT as SHARDS_FORMAT
@@ -135,7 +137,10 @@ def evaluate(args: EvaluateArgs, *, progress: bool = True) -> Result:
     domain_set = load_domain_set(args.domain_set)
     paths, absent = resolve_domains(domain_set, data=args.data, named=args.domains)
     is_compat = args.protocol == "lingua-compat"
-    with data_parallel(args.device) as ranks:
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(data_parallel(args.device))
+        if args.out and ranks.is_main:
+            stack.enter_context(folder_lock(args.out, "evaluation"))
         opened = open_model(
             args.checkpoint,
             device=ranks.device,

@@ -75,8 +75,8 @@ def split_domains(
             for document in bar:
                 value = document.meta.get(key)
                 if not isinstance(value, str) or not value:
-                    rejects.add(document.id, rejects.num_read, f"no {key}")
-                    _check(rejects, key, document, writer.num_written)
+                    rejects.add(f"document {document.id}", rejects.num_read, f"no {key}")
+                    _check(rejects, document)
                     continue
                 writer.write(value, document)
             rejects.check()
@@ -110,7 +110,7 @@ def split_domains(
         return manifest
 
 
-def _check(rejects: Rejects, key: str, document: Document, num_written: int) -> None:
+def _check(rejects: Rejects, document: Document) -> None:
     try:
         rejects.check()
     except ValueError as error:

@@ -27,7 +27,7 @@ import numpy as np
 
 from lingua_synth.config import needs_extra
 from lingua_synth.evaluate.models import is_huggingface
-from lingua_synth.files import atomic_file, what_is_there, write_json
+from lingua_synth.files import atomic_file, folder_lock, what_is_there, write_json
 
 FOLDER = Path(__file__).parent / "task_suites"
 SUITES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -113,8 +113,7 @@ def run_tasks(args: TasksArgs) -> dict[str, Any]:
     num_fewshot = args.num_fewshot if args.num_fewshot is not None else suite.num_fewshot
     manager = _find_tasks(harness, names, args.task_files)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with _exported(args, out) as (folder, checkpoint):
+    with folder_lock(out, "run of tasks"), _exported(args, out) as (folder, checkpoint):
         loaded = _load_tasks(manager, names)
         model = harness.HFLM(
             pretrained=str(folder),
@@ -136,7 +135,9 @@ def run_tasks(args: TasksArgs) -> dict[str, Any]:
             torch_random_seed=args.seed,
             fewshot_random_seed=args.seed,
         )
-    documents = {name: _score_answers(loaded[name], samples) for name, samples in found["samples"].items()}
+    documents = {
+        name: _score_answers(loaded[name], samples) for name, samples in found["samples"].items() if name in loaded
+    }
     record = {
         "format": FORMAT,
         "version": VERSION,

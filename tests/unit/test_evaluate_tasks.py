@@ -95,7 +95,8 @@ def test_tasks_run_on_a_checkpoint_without_a_network(folder, offline, tmp_path, 
     words = [f"checkpoint={folder / 'model'}", f"task_files=[{folder / 'tasks'}]", "device=cpu", "dtype=fp32"]
     assert main(["tasks", *words, "tasks=[tiny_choices]", f"out={tmp_path / 'out'}"]) == 0
     assert "tiny_choices" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tasks.json", "task_documents.parquet"}
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {".lock", "tasks.json", "task_documents.parquet"}, "the export is gone"
     record = read_json(tmp_path / "out" / "tasks.json")
     assert (record["tasks"], record["limit"], record["dtype"]) == (["tiny_choices"], None, "fp32")
 

@@ -103,6 +103,7 @@ def test_help_names_every_verb_and_every_verb_has_help(capsys):
         (["train", "config=gone.yaml"], 2, "no config file gone.yaml"),
         (["evaluate"], 2, "checkpoint is not set"),
         (["evaluate", "checkpoint=OUT", "domains.a=OUT"], 2, "no checkpoint in"),
+        (["evaluate", "splitt"], 2, "no `evaluate splitt`; did you mean split?"),
         (["study", "plan"], 2, "the study's sizes are empty"),
         (["study", "paint"], 2, "takes one of plan, launch, status, collect"),
         (["quickstart", "engine=oracle", "out=OUT/q"], 2, "engine is checkpoint, openai or vllm; got 'oracle'"),
