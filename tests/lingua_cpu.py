@@ -141,8 +141,8 @@ def process_state(lingua):
     import gc
     import logging
     import multiprocessing
-    import random
     import signal
+    import socket
 
     import torch.distributed as dist
 
@@ -156,7 +156,9 @@ def process_state(lingua):
     method = multiprocessing.get_start_method(allow_none=True)
     multiprocessing.set_start_method(None, force=True)
     if "LOCAL_RANK" not in os.environ:  # alone: a port of its own, where Lingua takes the same for every run
-        port = str(random.randint(30000, 60000))
+        with socket.socket() as free:  # the system gives no port a second time soon after
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
         os.environ |= {
             "LOCAL_RANK": "0",
             "RANK": "0",

@@ -169,7 +169,7 @@ def test_told_to_leave_it_writes_checkpoints_and_goes_on_from_them(yaml, uninter
     launcher = start("launch", yaml, out, *words)
     wait_until(lambda: any(path.stat().st_size for path in out.glob("runs/*/metrics.jsonl")))
     launcher.terminate()
-    errors = launcher.communicate(timeout=60)[1]
+    errors = launcher.communicate(timeout=300)[1]
     assert launcher.returncode == 128 + signal.SIGTERM
     assert "the runs have written checkpoints; the same command goes on" in errors
     runs = runs_of(out)
@@ -193,7 +193,7 @@ def test_a_run_of_two_gpus_is_a_torchrun_that_leaves_with_a_checkpoint(yaml, tmp
     launcher = start("launch", yaml, out, *words)
     wait_until(lambda: any(path.stat().st_size for path in out.glob("runs/*/metrics.jsonl")))
     launcher.terminate()
-    errors = launcher.communicate(timeout=60)[1]
+    errors = launcher.communicate(timeout=300)[1]
     assert launcher.returncode == 128 + signal.SIGTERM, errors[-2000:]
     (run,) = runs_of(out)
     (step,) = os.listdir(f"{run.dump_dir}/checkpoints")
