@@ -150,12 +150,17 @@ def count_unigrams(
 
 def validate_same_vocabulary(corpora: Mapping[str, UnigramCounts]) -> None:
     """ValueError unless the ids of all corpora are of one vocabulary: counts of two cannot be compared."""
+    validate_one_tokenizer({name: corpus.tokenizer for name, corpus in corpora.items()})
+
+
+def validate_one_tokenizer(tokenizers: Mapping[str, Mapping[str, Any]]) -> None:
+    """The same by what the corpora's shards say of their tokenizers (`manifest["tokenizer"]`), before any count."""
     kinds: dict[str, list[str]] = {}
-    for name, corpus in corpora.items():
-        kinds.setdefault(corpus.tokenizer["sha256"], []).append(name)
+    for name, tokenizer in tokenizers.items():
+        kinds.setdefault(tokenizer["sha256"], []).append(name)
     if len(kinds) > 1:
         each = "; ".join(
-            f"{', '.join(names)}: {corpora[names[0]].tokenizer['name']}, {corpora[names[0]].vocab_size:,} words, "
+            f"{', '.join(names)}: {tokenizers[names[0]]['name']}, {tokenizers[names[0]]['n_words']:,} words, "
             f"sha256 {sha256[:12]}..."
             for sha256, names in kinds.items()
         )

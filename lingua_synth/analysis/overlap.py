@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lingua_synth.analysis.counts import validate_one_tokenizer
 from lingua_synth.analysis.token_ngrams import Block, Ngrams, map_blocks, token_codes
 from lingua_synth.documents.ngrams import NgramIndex
 from lingua_synth.tokens.source import TokenSource
@@ -103,16 +104,12 @@ class EvaluationTokens:
             raise ValueError("there is no evaluation corpus to look for")
         if ngram_tokens < 1:
             raise ValueError(f"ngram_tokens is at least 1, got {ngram_tokens}")
-        tokenizers = {source.manifest["tokenizer"]["sha256"] for source in corpora.values()}
-        if len(tokenizers) > 1:
-            raise ValueError(
-                f"the evaluation corpora {', '.join(corpora)} are of {len(tokenizers)} tokenizers; use one for all"
-            )
+        tokenizers = {name: source.manifest["tokenizer"] for name, source in corpora.items()}
+        validate_one_tokenizer(tokenizers)
         self.ngram_tokens = ngram_tokens
         self.sources = dict(corpora)
-        self.tokenizer_sha256 = tokenizers.pop()
-        first = next(iter(corpora.values()))
-        self._codes = token_codes(int(first.manifest["tokenizer"]["n_words"]))
+        self._tokenizers = tokenizers
+        self._codes = token_codes(int(next(iter(tokenizers.values()))["n_words"]))
         self._num_threads = num_threads
         found: dict[str, Ngrams] = {}
         for name, source in corpora.items():
@@ -163,11 +160,7 @@ class EvaluationTokens:
 
         The result does not depend on the number of threads. ValueError for a corpus of another tokenizer.
         """
-        if train.manifest["tokenizer"]["sha256"] != self.tokenizer_sha256:
-            raise ValueError(
-                f"{name} is of another tokenizer than the evaluation corpora, whose tokens are other words; tokenize "
-                "all of them with one"
-            )
+        validate_one_tokenizer({**self._tokenizers, f"{name} (training)": train.manifest["tokenizer"]})
         times = np.zeros(len(self._index), dtype=np.int64)
         documents: list[npt.NDArray[np.int64]] = []
         words = f"overlap of {name}" if progress else None

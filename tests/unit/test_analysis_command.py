@@ -255,6 +255,6 @@ def test_bad_input_ends_with_one_message(more, message, corpora, tmp_path, capsy
 def test_two_tokenizers_are_refused_before_anything_is_counted(corpora, tmp_path, capsys):
     other = write_tokens(tmp_path / "other", [[1, 2]], N_WORDS, sha256="other")
     assert run_command(main, words(corpora, tmp_path / "out", f"test.other={other}")) == 2
-    assert "the corpora are of 2 tokenizers" in capsys.readouterr().err
+    assert "the corpora are of 2 vocabularies" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert run_command(main, ["out=x"]) == 2

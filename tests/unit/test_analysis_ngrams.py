@@ -215,7 +215,7 @@ def test_bad_input_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         EvaluationTokens({"a": short}, 0)
     other = planted(tmp_path / "other", [[1, 2, 3]], sha256="other")
-    with pytest.raises(ValueError, match="a, b are of 2 tokenizers"):
+    with pytest.raises(ValueError, match="the corpora are of 2 vocabularies"):
         EvaluationTokens({"a": short, "b": other}, 2)
-    with pytest.raises(ValueError, match="cc is of another tokenizer than the evaluation corpora"):
-        EvaluationTokens({"a": short}, 2).overlap("cc", other)
+    with pytest.raises(ValueError, match=r"a \(training\): planted, 10 words, sha256 other"):
+        EvaluationTokens({"a": short}, 2).overlap("a", other)
