@@ -208,7 +208,9 @@ def _distances(analysis: Analysis) -> list[Any]:
 
 
 def _texts(analysis: Analysis) -> list[str]:
-    return [str(row["text"]).strip('"') for row in analysis.table("unigrams")]
+    """What stands between the quotes in the tables, by token id."""
+    texts = [str(row["text"]) for row in analysis.table("unigrams")]
+    return [text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text for text in texts]
 
 
 def _extremes(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:

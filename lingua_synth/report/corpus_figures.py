@@ -148,7 +148,8 @@ def token_frequencies(
         canvas.ax.set(xscale="log", yscale="log")
         shares = {name: np.asarray(counts) / max(float(np.sum(counts)), 1.0) for name, counts in training.items()}
         of_test = wanted / wanted.sum()
-        present = [float(one[one > 0].min()) for one in [of_test, *shares.values()] if (one > 0).any()]
+        shown = [one[order] for one in [of_test, *shares.values()]]
+        present = [float(one[one > 0].min()) for one in shown if (one > 0).any()]
         floor = min(present) / 2
         ranks = _thinned_log(len(order))
         looks = style.looks(list(training), base if base in training else None)

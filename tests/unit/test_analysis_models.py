@@ -136,6 +136,13 @@ def test_the_page_shows_figures_7_and_8(study, analysis, tmp_path):
     assert page.count("<svg") == len(list((tmp_path / "figures").glob("*.svg")))
 
 
+def test_tokens_are_named_by_what_stands_between_their_quotes():
+    from lingua_synth.report.corpora import _texts
+
+    rows = [{"text": text} for text in ('"\\n"', '" \\""', "token 3", '"')]
+    assert _texts(SimpleNamespace(table=lambda name: rows)) == ["\\n", ' \\"', "token 3", '"']
+
+
 def test_checkpoints_pair_by_their_runs(study):
     found = read_checkpoints({"natural": study / "runs", "synthetic": study / "runs"})
     assert [one.run.seed for one in found["natural"]] == [0, 1, 2]
