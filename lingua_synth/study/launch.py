@@ -83,13 +83,16 @@ def launch(
     the others; at the end a ValueError names the failed ones with their reasons and the last lines of their logs, and
     the next launch tries them again. Preempted (a SystemExit) after SIGTERM, with all runs at a checkpoint.
 
-    ValueError, before anything starts: a run that no node can take, submitit or SLURM missing.
+    ValueError, before anything starts: a run that no node can take, submitit or SLURM missing. With `args.dry_run`
+    nothing is started or written, and `note` is `describe_launch`'s text.
     """
     args = args or LaunchArgs()
     validate_launch(args)
     if not runs:
         raise ValueError("there is no run to launch")
     folder = Path(folder) if folder is not None else Path(runs[0].args.dump_dir).parent.parent
+    if args.dry_run:
+        return Launched(folder, note=describe_launch(runs, args, folder=folder))
     queued = queue(runs)
     if all(run.is_finished for run in queued):
         return Launched(folder, note=f"all {len(runs)} runs are finished")
@@ -216,7 +219,7 @@ def _run_local_jobs(
     claims = folder / LAUNCH / CLAIMS
     executor = submitit.LocalExecutor(folder=folder.absolute() / LAUNCH / JOBS)
     jobs: list[Any] = []
-    gpus = [int(gpu) for gpu in visible_gpus() if gpu.isdigit()] if args.gpus_per_node else []
+    gpus = [int(gpu) for gpu in _numbered_gpus()] if args.gpus_per_node else []
     for k in range(len(workers_here(claims)), args.jobs):
         per_job = args.gpus_per_node or 0
         executor.update_parameters(
@@ -240,6 +243,16 @@ def _run_local_jobs(
         said = "".join(f"\n  | {line}" for line in tail(broken[0].paths.stdout))
         raise ValueError(f"{len(broken)} of {len(jobs)} jobs ended before the study; {broken[0].paths.stdout}:{said}")
     return tuple(job.job_id for job in jobs)
+
+
+def _numbered_gpus() -> list[str]:
+    gpus = visible_gpus()
+    if not all(gpu.isdigit() for gpu in gpus):
+        raise ValueError(
+            f"launch.engine=local hands out GPUs by number, and CUDA_VISIBLE_DEVICES names them ({', '.join(gpus)}); "
+            "take launch.engine=here, or number them"
+        )
+    return gpus
 
 
 # --- SLURM ---

@@ -47,7 +47,7 @@ class CollectArgs:
 
 def launch_main(argv: Sequence[str]) -> int:
     """Train what is not finished, then collect."""
-    from lingua_synth.study.launch import describe_launch, launch
+    from lingua_synth.study.launch import launch
 
     study = _study(argv, "launch")
     if not study.out:
@@ -55,7 +55,7 @@ def launch_main(argv: Sequence[str]) -> int:
     # A dry run is for looking at what one has; the shards may come later.
     runs = plan_study(study, draft=study.launch.dry_run)
     if study.launch.dry_run:
-        print(describe_launch(runs, study.launch, folder=study.out))
+        print(launch(runs, study.launch, folder=study.out).note)
         return 0
     register_study(study, runs)
     try:

@@ -380,7 +380,7 @@ def test_a_dry_run_shows_commands_and_leaves_nothing(study, tmp_path, monkeypatc
     monkeypatch.setenv("TRITON_CACHE_DIR", "/scratch/triton")
     first, second = plan_study(study())
     second = dataclasses.replace(second, after=(first.run_id,))
-    shown = describe_launch([first, second], LaunchArgs(threads_per_worker=3))
+    shown = launch([first, second], LaunchArgs(threads_per_worker=3, dry_run=True)).note
     lines = shown.splitlines()
     assert lines[:5] == [
         "export OMP_NUM_THREADS=3",
@@ -448,6 +448,16 @@ def test_runs_that_no_node_can_take_are_refused_before_any_starts(study, tmp_pat
     with pytest.raises(ValueError, match=r"a node has 1 \(launch.gpus_per_node is 1\)"):
         describe_launch(runs, LaunchArgs(engine="slurm", gpus_per_node=1))
     assert not (tmp_path / "study").exists()
+
+
+def test_local_jobs_take_gpus_by_number(study, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ab,1")
+    runs = plan_study(study({"train": {"synth": {"device": "cuda"}}}))
+    with pytest.raises(
+        ValueError, match=r"hands out GPUs by number, and CUDA_VISIBLE_DEVICES names them \(GPU-ab, 1\)"
+    ):
+        launch(runs, LaunchArgs(engine="local"), progress=False)
 
 
 def test_a_missing_slurm_and_a_missing_submitit_are_one_message_each(study, tmp_path, monkeypatch):
