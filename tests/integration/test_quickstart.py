@@ -57,7 +57,8 @@ def test_every_stage_leaves_its_result(finished):
     assert len(table) == 8  # one size, two budgets, four mixtures
     for row in table.values():
         assert all(value != "" for value in row.values()), row
-        assert 0 < float(row["loss_macro"]) < 6
+        # A uniform guess is 5.7; text of so weak a generator alone ends a little above it after four steps.
+        assert 0 < float(row["loss_macro"]) < (5.7 if row["mixture"] == "natural" else 7)
     third = table["synthetic-33-nano-27k-d16384-s42"]
     assert (int(third["tokens_natural"]), int(third["tokens_synthetic"])) == (85 * 128, 43 * 128)  # 128 sequences
     summary = read_json(finished / "synthetic" / "manifest.json")
