@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lingua_synth.scaling.kinds import kinds_of
+from lingua_synth.scaling.natural import synthetic_ratios
+
 if TYPE_CHECKING:
     from lingua_synth.scaling import Runs
+
+
+MOST_MIXTURES = 12
+"""Mixtures in one figure."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,27 @@ def main_tokens(all_cells: Sequence[Cell]) -> float | None:
     if not budgets:
         return None
     return max(budgets, key=lambda d: (len({cell.size for cell in all_cells if cell.tokens == d}), d))
+
+
+def main_mixtures(runs: Runs, base: str | None) -> list[str]:
+    """The mixtures that one figure can show: all of them up to a dozen; of more, natural text and every source by a
+    third, by two thirds and alone, as the paper's ten, else those of most runs. In table order."""
+    mixtures = runs.mixtures
+    if len(mixtures) <= MOST_MIXTURES:
+        return mixtures
+    shares = synthetic_ratios(runs, base)
+    kinds = kinds_of(runs, base)
+    chosen = {base} if base is not None else set()
+    for mixture, (sources, share) in shares.items():
+        thirds = round(3 * share)
+        plain = len(sources) == 1 and kinds[sources[0]].generator is None
+        if plain and thirds and abs(share - thirds / 3) < 0.011:
+            chosen.add(mixture)
+    if not 2 < len(chosen) <= MOST_MIXTURES:
+        names = runs["mixture"]
+        by_runs = sorted(mixtures, key=lambda m: -int((names == m).sum()))
+        chosen = {*by_runs[:MOST_MIXTURES], *([base] if base is not None else [])}
+    return [mixture for mixture in mixtures if mixture in chosen]
 
 
 def _nan_last(value: float) -> float:

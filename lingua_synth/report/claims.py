@@ -73,7 +73,8 @@ class Region:
         """Of the interval [low, high]; NaN ends leave it undecided."""
         if math.isnan(low) or math.isnan(high):
             return UNDECIDED
-        if low > self.low and high < self.high:
+        # An open end of the interval ("beyond reach") lies inside a region that is open there.
+        if (low > self.low or self.low == -math.inf) and (high < self.high or self.high == math.inf):
             return SUPPORTED
         return REJECTED if high < self.low or low > self.high else UNDECIDED
 
@@ -630,7 +631,7 @@ def _textbook_gain_shrinks(e: Evidence, m: Margins) -> Claim:
 
 def _lower_floor(e: Evidence, m: Margins) -> Claim:
     pure_qa = {e.pure(s) for s in e.sources("qa")}
-    synthetic = [m for m in e.shares if m != e.base and m not in pure_qa]
+    synthetic = [one for one in e.main_mixtures if one != e.base and one not in pure_qa]
     asked = [part for one in synthetic for part in _constants(e, one, [e.base] if e.base else [], _below(0.0))]
     return _claim(
         "synthetic_lowers_floor",
@@ -646,7 +647,7 @@ def _lowest_floor(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("hq"):
         third = _third(e, s)
-        asked += _constants(e, third, [one for one in e.runs.mixtures if one != third], _below(0.0))
+        asked += _constants(e, third, [one for one in e.main_mixtures if one != third], _below(0.0))
     return _claim(
         "hq_third_lowest_floor",
         "A third of text rephrased as clear prose has the lowest irreducible loss of all mixtures.",
@@ -660,7 +661,7 @@ def _pure_qa_floor(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("qa"):
         pure = e.pure(s)
-        asked += _constants(e, pure, [one for one in e.runs.mixtures if one not in (pure, e.base)], _above(0.0))
+        asked += _constants(e, pure, [one for one in e.main_mixtures if one not in (pure, e.base)], _above(0.0))
     return _claim(
         "pure_qa_high_floor",
         "Question-answer text alone has the highest irreducible loss but that of natural text.",

@@ -86,15 +86,15 @@ def foretold_section(evidence: Evidence, questions: PaperQuestions) -> Section |
         ("N", "model size", "model", questions.to_parameters),
     ):
         name = "data" if variable == "D" else "model"
-        checked = paper_figures.validations(evidence, variable)
+        checked = paper_figures.validations(evidence.main, variable)
         if not any(isinstance(one, Holdout) for one in checked.values()):
             continue
-        end = words.short_count(paper_figures.beyond(evidence, variable, to))
+        end = words.short_count(paper_figures.beyond(evidence.main, variable, to))
         header, rows = paper_figures.validation_rows(checked)
         body += [
             Picture(
                 f"{name}_validation",
-                paper_figures.validation(evidence, variable),
+                paper_figures.validation(evidence.main, variable),
                 f"Laws of loss against {what}, fitted without the largest {place}, and the runs there that they "
                 "foretell (diamonds).",
             ),
@@ -107,7 +107,7 @@ def foretold_section(evidence: Evidence, questions: PaperQuestions) -> Section |
             ),
             Picture(
                 f"{name}_extrapolation",
-                paper_figures.extrapolation(evidence, variable, to),
+                paper_figures.extrapolation(evidence.main, variable, to),
                 f"The laws fitted to all runs, read on to {end}: dashed beyond the runs. Bands are of the law given "
                 "its form; far out the form itself errs more than they show.",
             ),

@@ -15,6 +15,7 @@ Differences of losses are of ln(loss): 0.01 is 1 %.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lingua_synth.report.cells import Cell, cells, main_size, main_tokens
+from lingua_synth.report.cells import Cell, cells, main_mixtures, main_size, main_tokens
 from lingua_synth.scaling.kinds import Kind, kinds_of
 from lingua_synth.scaling.laws import DataLaw, Law, ModelLaw
 from lingua_synth.scaling.natural import PURE, base_mixture, synthetic_ratios
@@ -155,6 +156,19 @@ class Evidence:
     def size_N(self) -> dict[str, float]:
         """Size -> N."""
         return {cell.size: cell.num_parameters for cell in self.cells}
+
+    @cached_property
+    def main_mixtures(self) -> list[str]:
+        """Those that figures of all mixtures show."""
+        return main_mixtures(self.runs, self.base)
+
+    @cached_property
+    def main(self) -> Evidence:
+        """The same of the main mixtures alone."""
+        if len(self.main_mixtures) == len(self.runs.mixtures):
+            return self
+        mine = self.runs.take(np.isin(self.runs["mixture"], self.main_mixtures))
+        return dataclasses.replace(self, runs=mine, roles={}, generators={})
 
     # --- which mixture, where ---
 

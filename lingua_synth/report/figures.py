@@ -169,14 +169,15 @@ def irreducible_loss(runs: Runs, fits: StudyFits | None, ax: Axes | None = None,
 
 
 def _ranked_constants(runs: Runs, ranking: Ranking, target: str, ax: Axes | None, base: str | None) -> Axes:
-    labels = list(ranking.labels)
+    rows = [k for k, label in enumerate(ranking.labels) if label in runs.mixtures]
+    labels = [ranking.labels[k] for k in rows]
     with canvas_on(ax, "E", "mixture", height=1.3 + 0.36 * max(2, len(labels)), legend=False) as canvas:
         looks = style.looks_of(runs, base)
         canvas.labels(f"irreducible loss E ({words.target_words(target)[1]})", "")
-        for row, mixture in enumerate(labels):
-            value, low, high = (float(x[row]) for x in (ranking.values, ranking.low, ranking.high))
+        for row, (k, mixture) in enumerate(zip(rows, labels, strict=True)):
+            value, low, high = (float(x[k]) for x in (ranking.values, ranking.low, ranking.high))
             look = looks[mixture]
-            letters = "".join(chr(97 + k % 26) for k, group in enumerate(ranking.groups) if mixture in group)
+            letters = "".join(chr(97 + j % 26) for j, group in enumerate(ranking.groups) if mixture in group)
             if not math.isfinite(low):
                 _hatched(canvas, row)
                 canvas.record("note", mixture, y=mixture, note="not identifiable")

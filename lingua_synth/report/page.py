@@ -32,7 +32,7 @@ from lingua_synth.report.blocks import (
     pictures_of,
 )
 from lingua_synth.report.canvas import drawn
-from lingua_synth.report.cells import Cell, cells, main_size
+from lingua_synth.report.cells import Cell, cells, main_mixtures, main_size
 from lingua_synth.report.claims_section import (
     PaperQuestions,
     answers_of,
@@ -229,18 +229,22 @@ def _results(
 ) -> list[Section]:
     if not every_cell:
         return []
-    size = main_size(every_cell)
+    shown = main_mixtures(runs, base)
+    main_runs = runs if len(shown) == len(runs.mixtures) else runs.take(np.isin(runs["mixture"], shown))
+    main_cells = every_cell if main_runs is runs else cells(main_runs, target, n_definition)
+    size = main_size(main_cells)
     guide = "Where a law is identifiable its curve and 95 % band are drawn; a dashed line only joins the runs."
     sections = [
         Section(
             "Loss against training tokens",
             [
                 "Each mark is one training; further right it read more text, further down it predicts better. " + guide,
-                *_each_size(runs, fits, every_cell, target, base),
+                *_left_out(runs, main_runs),
+                *_each_size(main_runs, fits, main_cells, target, base),
             ],
         )
     ]
-    if len({cell.size for cell in every_cell}) > 1:
+    if len({cell.size for cell in main_cells}) > 1:
         sections.append(
             Section(
                 "Loss against model size",
@@ -249,7 +253,7 @@ def _results(
                     + guide,
                     Picture(
                         "model_scaling",
-                        figures.model_scaling(runs, fits, target=target, base=base),
+                        figures.model_scaling(main_runs, fits, target=target, base=base),
                         "Held-out loss against model size N, one colour a mixture, at the budget with most sizes.",
                     ),
                 ],
@@ -258,12 +262,22 @@ def _results(
     if evidence is not None and questions is not None:
         foretold = foretold_section(evidence, questions)
         sections += [foretold] if foretold is not None else []
-    sections += _comparisons(runs, fits, every_cell, target, size, base, evidence)
+    sections += _comparisons(runs, main_runs, fits, every_cell, target, size, base, evidence)
     if evidence is not None and questions is not None:
         by_generator = generator_section(evidence, questions)
         sections += [by_generator] if by_generator is not None else []
-    sections += _laws(runs, fits, target, base)
+    sections += _laws(main_runs, fits, target, base)
     return sections
+
+
+def _left_out(runs: Runs, main_runs: Runs) -> list[Block]:
+    if len(runs.mixtures) == len(main_runs.mixtures):
+        return []
+    return [
+        f"Of {len(runs.mixtures)} mixtures figures of many show {len(main_runs.mixtures)}: natural text and every kind "
+        "of synthetic text by a third, by two thirds and alone, or those of most runs. The others stand in the figures "
+        "of ratios and generators and in the tables."
+    ]
 
 
 def _each_size(
@@ -286,6 +300,7 @@ def _each_size(
 
 def _comparisons(
     runs: Runs,
+    main_runs: Runs,
     fits: StudyFits | None,
     every_cell: Sequence[Cell],
     target: str,
@@ -307,7 +322,7 @@ def _comparisons(
                     "same held-out text; the further left, the better the mixture predicts it.",
                     Picture(
                         "domains",
-                        figures.domains(runs, fits, base=base),
+                        figures.domains(main_runs, fits, base=base),
                         "Held-out loss per domain and mixture at the largest model and budget, easiest domain on top.",
                     ),
                 ],
@@ -323,7 +338,7 @@ def _comparisons(
                     f"triangles are bounds, where the runs of {words.quoted(base or '')} end before that loss.",
                     Picture(
                         "speedup",
-                        figures.speedup(runs, fits, base, size=size, target=target),
+                        figures.speedup(main_runs, fits, base, size=size, target=target),
                         f"Speed-up against training tokens D at size {size}. Marks are interpolated between runs; "
                         "curves come from laws (with 95 % bands where all mixtures were fitted together), are drawn "
                         f"only where these are identifiable, and are thin where the law of {words.quoted(base or '')} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstr
 LEVEL = 0.95
 SHARES = ("partial", "exponents", "none", "")
 INTERVALS = ("auto", "profile", "wald", "reml", "bootstrap")
+MAX_NAMED = 8
+"""Mixtures that are named in a sentence."""
 MAX_REFUSALS = 3
 """Sizes or budgets of a mixture with too few runs that are printed one by one; a table whose budgets all differ has
 hundreds."""
@@ -96,10 +98,12 @@ class StudyFits:
     interval: str = "auto"
     """Method of the intervals: one of `INTERVALS`."""
     pooled: MixtureFits | None = None
-    """The joint laws of all mixtures fitted together; None if that was not asked for, or `not_pooled` says why not."""
+    """The joint laws of all mixtures fitted together, without those that are not identifiable each by itself; None if
+    that was not asked for, or fewer than two are left."""
     ranking: Ranking | None = None
     """Mixtures by the constant of `pooled`, with ties; None where the runs do not determine every law."""
     not_pooled: str | None = None
+    """Which mixtures `pooled` is without, and why; or why there is none."""
     drawn: PairedBootstrap | None = None
     """Resamples of `pooled`, the same cells for all mixtures: behind `ranking`, speed-ups and crossings."""
 
@@ -218,7 +222,8 @@ def fit_study(
     errors for the laws in one variable; "bootstrap" takes percentiles. They also get `num_bootstraps` resamples, for
     bands of curves; 0: neither these nor intervals. `unit`, the name of a column such as "size": its groups share an
     error in the joint law. A fit with fewer runs than parameters becomes a `MixtureFit` with a `refusal`; nothing else
-    is left out. Two or more mixtures are also fitted together and ranked, as `fit_mixtures` does with this `share`
+    is left out. Two or more mixtures with identifiable joint laws are also fitted together and ranked, as
+    `fit_mixtures` does with this `share`
     ("none": each by itself, ranked all the same; "": not at all, nor with 0 resamples).
     ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
     resamples, a law that is not in N and D, a method that is none or that takes no unit.
@@ -289,20 +294,22 @@ def fit_study(
     )
     if not (share and num_bootstraps and len(joint) > 1):
         return fits
-    unidentifiable = [mixture for mixture, one in joint.items() if not one.identifiable]
-    if unidentifiable:
-        why = f"the joint law of {', '.join(unidentifiable)} is not identifiable"
+    left_out = [mixture for mixture, one in joint.items() if not one.identifiable]
+    why = _not_identifiable(left_out)
+    if len(joint) - len(left_out) < 2:
         return dataclasses.replace(fits, not_pooled=why)
+    # Mixtures that were trained in a cell or two (a sweep of ratios, generators) do not stop the others.
+    rows = ~np.isin(mixtures, left_out)
     try:
         together = fit_mixtures(
             law_of_both,
-            N=N,
-            D=D,
-            loss=loss,
-            mixture=mixtures,
+            N=N[rows],
+            D=D[rows],
+            loss=loss[rows],
+            mixture=mixtures[rows],
             share=share,
-            paired=_share_cells(mixtures, N, D),
-            seed=runs["seed"] if "seed" in runs.columns else None,
+            paired=_share_cells(mixtures[rows], N[rows], D[rows]),
+            seed=runs["seed"][rows] if "seed" in runs.columns else None,
             objective=objective,
             n_definition=n_definition,
         )
@@ -310,7 +317,16 @@ def fit_study(
     except ValueError as error:
         return dataclasses.replace(fits, not_pooled=str(error))
     ranked = together.rank(drawn) if drawn is not None and law_of_both.constant else None
-    return dataclasses.replace(fits, pooled=together, ranking=ranked, drawn=drawn)
+    return dataclasses.replace(fits, pooled=together, ranking=ranked, drawn=drawn, not_pooled=why)
+
+
+def _not_identifiable(mixtures: Sequence[str]) -> str | None:
+    """Why these take no part; None when there are none."""
+    if not mixtures:
+        return None
+    more = f" and {len(mixtures) - MAX_NAMED} more" if len(mixtures) > MAX_NAMED else ""
+    verb = "is" if len(mixtures) == 1 else "are"
+    return f"the joint law of {', '.join(mixtures[:MAX_NAMED])}{more} {verb} not identifiable"
 
 
 def _share_cells(mixtures: np.ndarray, N: np.ndarray, D: np.ndarray) -> bool:

@@ -179,12 +179,22 @@ def test_why_mixtures_are_not_fitted_together_is_said():
     keep = (runs["mixture"] == "natural") | (runs["size"] == "nano-27k")
     fits = fit_study(runs.take(keep), num_bootstraps=20)
     assert fits.pooled is None and fits.ranking is None
-    assert "synthetic is not identifiable" in fits.not_pooled and fits.not_pooled in str(fits)
+    assert "synthetic are not identifiable" in fits.not_pooled and fits.not_pooled in str(fits)
     apart = runs.take((runs["mixture"] == "natural") == (runs["tokens"] > 2**21))
     two = apart.take(np.isin(apart["mixture"], ["natural", "synthetic"]))
     fits = fit_study(two, num_bootstraps=20)
     assert (fits.pooled is None) == (fits.not_pooled is not None)
     assert fits.pooled is None or not fits.pooled.paired
+
+
+def test_a_mixture_of_one_cell_does_not_stop_the_others():
+    runs, _ = simulate_study("nano", noise=0.001, seed=2)
+    keep = (runs["mixture"] != "synthetic 67%") | (runs["size"] == "nano-27k")
+    fits = fit_study(runs.take(keep), num_bootstraps=20)
+    assert sorted(fits.pooled.fits) == ["natural", "synthetic", "synthetic 33%"]
+    assert fits.not_pooled == "the joint law of synthetic 67% is not identifiable" and fits.not_pooled in str(fits)
+    alone = fit_study(runs.take(runs["mixture"] != "synthetic 67%"), num_bootstraps=20)
+    assert fits.pooled.params == alone.pooled.params and fits.ranking.groups == alone.ranking.groups
 
 
 def test_laws_are_scored_when_asked_for(table, tmp_path, capsys):
