@@ -32,6 +32,8 @@ TOKENS_BEYOND, SIZES_BEYOND = 40.0, 400 / 3
 """How far laws are drawn beyond the largest run where nobody says: the paper went from 200B to 8T tokens and from 3B
 to 400B parameters."""
 BAND_POINTS = 60
+MOST_LETTERS = 9
+"""Of a tie set in a square; a longer one is counted there and listed in the CSV."""
 
 
 # --- foretold runs ---
@@ -285,13 +287,14 @@ def best_ratios(evidence: Evidence, source: str, ax: Axes | None = None) -> Axes
 
 
 def _shares(one: RatioTies) -> str:
-    """The tie set in words: 15-50 when it is all the ratios between, else the ratios one by one."""
+    """The tie set in words: 15-50 when it is all the ratios between, else one by one, or how many of the ratios."""
     between = [r for r in one.ratios if one.ties[0] <= r <= one.ties[-1]]
     if len(one.ties) == 1:
         return "no tie"
     if len(between) == len(one.ties):
         return f"{_percent(one.ties[0])}\N{EN DASH}{_percent(one.ties[-1])}"
-    return ",".join(_percent(r) for r in one.ties)
+    listed = ",".join(_percent(r) for r in one.ties)
+    return listed if len(listed) <= MOST_LETTERS else f"{len(one.ties)} of {len(one.ratios)}"
 
 
 def _percent(ratio: float) -> str:
