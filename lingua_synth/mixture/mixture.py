@@ -7,7 +7,7 @@ else (schedule, plan, batches) follows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -87,6 +87,10 @@ class Mixture:
             raise ValueError(f"{self!r} has no constant ratios; ask its course at a position, or its stages")
         return self.stages[0].ratios
 
+    def in_words(self) -> str:
+        """How the shares go over training: "constant", or the stages, as "web: 1 until 9/10; hq: 1/2, math: 1/2"."""
+        return "constant" if self.is_constant else "; ".join(stage.in_words() for stage in self.stages)
+
     def course(self, num_sequences: int | None = None, seq_len: int | None = None) -> Course:
         """The ratios over the positions of a run of `num_sequences` sequences of `seq_len` training tokens.
 
@@ -144,6 +148,11 @@ class _ParsedStage:
     def names(self) -> list[str]:
         return [*self.ratios, *(self.ramp_to or {})]
 
+    def in_words(self) -> str:
+        """The stage without the sources that have no part in it."""
+        ramp_to = None if self.ramp_to is None else _without_zeros(self.ramp_to)
+        return str(replace(self, ratios=_without_zeros(self.ratios), ramp_to=ramp_to))
+
     def __str__(self) -> str:
         text = _listed(self.ratios)
         if self.ramp_to is not None:
@@ -155,6 +164,10 @@ class _ParsedStage:
 
 def _listed(ratios: Mapping[str, Fraction]) -> str:
     return ", ".join(f"{name}: {ratio}" for name, ratio in ratios.items())
+
+
+def _without_zeros(ratios: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    return {name: ratio for name, ratio in ratios.items() if ratio}
 
 
 def _parse_stages(stages: Sequence[Stage]) -> tuple[_ParsedStage, ...]:

@@ -64,6 +64,7 @@ from lingua_synth.scaling.recommendation import Option, Recommendation, recommen
 from lingua_synth.scaling.repeats import RepeatValue, value_of_repeats
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
+from lingua_synth.scaling.schedules import ScheduleCell, ScheduleComparison, compare_schedules
 from lingua_synth.scaling.simulate import simulate_study
 from lingua_synth.scaling.stored import read_fits, write_fits
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
@@ -127,6 +128,8 @@ __all__ = [
     "RunNoise",
     "Runs",
     "ScalingFit",
+    "ScheduleCell",
+    "ScheduleComparison",
     "Score",
     "SourcesLaw",
     "Speedup",
@@ -139,6 +142,7 @@ __all__ = [
     "bootstrap_intervals",
     "choose_law",
     "clean",
+    "compare_schedules",
     "compute_optimal",
     "crossing",
     "crossing_intervals",

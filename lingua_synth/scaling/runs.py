@@ -26,16 +26,16 @@ from lingua_synth.files import atomic_file, what_is_there
 N_COLUMNS = {"non_embedding": "n_non_embedding", "lingua": "n_lingua", "total": "n_total"}
 """Definition of N -> its column: without vocabulary matrices; without one of them (Lingua's count); with all."""
 
-TEXT_COLUMNS = ("run_id", "mixture", "size", "schedule", "training", "config_sha256")
+TEXT_COLUMNS = ("run_id", "mixture", "mixture_schedule", "size", "schedule", "training", "config_sha256")
 IDENTITY_COLUMNS = ("run_id", "mixture", "size")
 AVERAGES = ("macro", "micro")
 """`loss_macro` and `loss_micro` are averages over domains; every other `loss_<name>` is a domain."""
 
 # Column order of the file; a name that ends in "_" stands for every column that begins with it.
 _ORDER = (
-    "run_id", "mixture", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens", "tokens_",
-    "unique_tokens_", "epochs_", "seed", "schedule", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_",
-    "flops", "gpu_hours", "wall_s", "schedule_done", "training", "config_sha256",
+    "run_id", "mixture", "mixture_schedule", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens",
+    "tokens_", "unique_tokens_", "epochs_", "seed", "schedule", "loss_macro", "loss_micro", "loss_", "bpb_macro",
+    "bpb_", "flops", "gpu_hours", "wall_s", "schedule_done", "training", "config_sha256",
 )  # fmt: skip
 _NUMBER_COLUMNS = tuple(name for name in _ORDER if name not in TEXT_COLUMNS)
 
@@ -182,6 +182,7 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
 
 
 _SCHEDULES = "runs of different learning-rate schedules"
+_CHANGING = "mixtures whose shares change over training"
 
 
 def schedules(runs: Runs) -> dict[str, int]:
@@ -190,15 +191,27 @@ def schedules(runs: Runs) -> dict[str, int]:
     return dict(Counter(found).most_common())
 
 
+def _changing_mixtures(runs: Runs) -> list[str]:
+    if "mixture_schedule" not in runs.columns:
+        return []
+    pairs = zip(runs.columns["mixture"].tolist(), runs.columns["mixture_schedule"].tolist(), strict=True)
+    return list(dict.fromkeys(mixture for mixture, schedule in pairs if schedule not in ("", "constant")))
+
+
 def with_schedule_note(runs: Runs) -> Runs:
     """The table with a note where it mixes learning-rate schedules, and without one where it does not."""
-    notes = [note for note in runs.notes if not note.startswith(_SCHEDULES)]
+    notes = [note for note in runs.notes if not note.startswith((_SCHEDULES, _CHANGING))]
     counts = schedules(runs)
     if len(counts) > 1:
         shown = ", ".join(f"{name}: {count:,}" for name, count in counts.items())
         notes.append(
             f"{_SCHEDULES} ({shown}): in one fit the schedule passes for an effect of N or D; "
             f"schedule={next(iter(counts))} takes those runs alone"
+        )
+    if changing := _changing_mixtures(runs):
+        notes.append(
+            f"{_CHANGING} ({', '.join(changing)}): a law in the ratio takes them for static mixtures of their overall "
+            "shares; `study compare` holds them to those"
         )
     return Runs(runs.columns, notes)
 

@@ -1,7 +1,8 @@
 """What a study's YAML may say, and how it is read.
 
-A study is one grid, or several with names: sizes x budgets x mixtures x seeds. Mixtures are written out one by one, or
-made from ratios (a share of each synthetic source beside one natural source), for each generator if there are several.
+A study is one grid, or several with names: sizes x budgets x mixtures x seeds. Mixtures are written out one by one, as
+ratios or in stages that change them over training, or made from ratios (a share of each synthetic source beside one
+natural source), for each generator if there are several.
 Rules by name take cells out of the grids, or change the training of some of them.
 
     extends (presets, YAML files) -> the study's own YAML -> the command line
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.config import build_args, parse_args
-from lingua_synth.mixture.args import SourceArgs
+from lingua_synth.mixture.args import SourceArgs, StageArgs
 from lingua_synth.study.launch_args import LaunchArgs
 
 PRESETS = Path(__file__).parent / "presets"
@@ -29,6 +30,9 @@ class MixtureArgs:
 
     ratios: dict[str, str] = field(default_factory=dict)
     """Source name to its exact share of the training tokens, e.g. "2/3"; they sum to 1."""
+    stages: dict[str, StageArgs] = field(default_factory=dict)
+    """Instead of `ratios`: stages by name, in order, as in a training config (`until` is a share of each run's own
+    budget), so one schedule serves every budget of the study."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""`lingua-synth study plan|launch|status|collect|calibrate config=study.yaml`."""
+"""`lingua-synth study plan|launch|status|collect|compare|calibrate config=study.yaml`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from lingua_synth.config import HELP_FLAGS, help_text
 from lingua_synth.study.args import StudyArgs
 
-ACTIONS = ("plan", "launch", "status", "collect", "calibrate")
+ACTIONS = ("plan", "launch", "status", "collect", "compare", "calibrate")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Plan, train, look at, collect, or measure a study."""
+    """Plan, train, look at, collect, compare the schedules of, or measure a study."""
     if not argv or argv[0] not in ACTIONS:
         if argv and argv[0] in HELP_FLAGS:
             print(help_text(StudyArgs, prog=f"lingua-synth study {'|'.join(ACTIONS)}"))
@@ -29,4 +29,5 @@ def main(argv: Sequence[str]) -> int:
         "launch": runs_command.launch_main,
         "status": runs_command.status_main,
         "collect": runs_command.collect_main,
+        "compare": runs_command.compare_main,
     }[action](words)

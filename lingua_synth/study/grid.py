@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any
 
+from lingua_synth.mixture.args import StageArgs
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.mixture.ratios import parse_ratio
-from lingua_synth.study.args import GridArgs, RuleArgs, StudyArgs
+from lingua_synth.study.args import GridArgs, MixtureArgs, RuleArgs, StudyArgs
 
 LADDER_SUFFIX = "-wsd"
 _BOUND = re.compile(r"(<=|>=|<|>)\s*(.+)")
@@ -42,11 +43,19 @@ class Cell:
     budget: Budget
     mixture: str
     ratios: Mapping[str, str]
+    """Exact share of each source; empty where `stages` give them."""
+    stages: Mapping[str, StageArgs]
+    """Stages by name; empty for ratios that do not change."""
     seed: int
     is_ladder: bool
     suffix: str
     overrides: tuple[str, ...]
     """Names of the overrides that hold for it, in order."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources it draws from, in the order in which the mixture names them."""
+        return _sources(self.ratios, self.stages)
 
     @property
     def run_id(self) -> str:
@@ -123,8 +132,10 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
         if not values:
             raise ValueError(f"the study's {axis} are empty{f' in {where[:-1]}' if where else ''}: name at least one")
     suffix = grid.suffix or LADDER_SUFFIX * grid.ladder
-    for mixture, ratios in mixtures.items():
-        for source in ratios:
+    for mixture, asked in mixtures.items():
+        if asked.ratios and asked.stages:
+            raise ValueError(f"mixture {mixture!r} has ratios and stages, which give the ratios: leave one of them out")
+        for source in _sources(asked.ratios, asked.stages):
             if source not in study.sources:
                 raise ValueError(
                     f"mixture {mixture!r} draws from {source!r}, which is no source of the study; "
@@ -133,11 +144,14 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
         for size in sizes:
             for budget in budgets:
                 for seed in seeds:
-                    cell = Cell(name, size, budget, mixture, ratios, seed, grid.ladder, suffix, ())
+                    cell = Cell(name, size, budget, mixture, asked.ratios, asked.stages, seed, grid.ladder, suffix, ())
                     held = tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
-                    yield (
-                        cell if not held else Cell(name, size, budget, mixture, ratios, seed, grid.ladder, suffix, held)
-                    )
+                    yield replace(cell, overrides=held) if held else cell
+
+
+def _sources(ratios: Mapping[str, str], stages: Mapping[str, StageArgs]) -> tuple[str, ...]:
+    staged = (name for stage in stages.values() for name in (*stage.ratios, *stage.ramp_to))
+    return tuple(dict.fromkeys((*ratios, *staged)))
 
 
 def _holds(rule: RuleArgs, cell: Cell) -> bool:
@@ -165,15 +179,15 @@ def _is_budget(asked: Any, budget: Budget) -> bool:
 # --- mixtures ---
 
 
-def _mixtures(study: StudyArgs, name: str, grid: GridArgs) -> dict[str, Mapping[str, str]]:
-    """Ratios by the name of the mixture: those of the study that the grid names, then those its ratios make."""
-    found: dict[str, Mapping[str, str]] = {}
+def _mixtures(study: StudyArgs, name: str, grid: GridArgs) -> dict[str, MixtureArgs]:
+    """Mixtures by name: those of the study that the grid names, then those its ratios make."""
+    found: dict[str, MixtureArgs] = {}
     for pattern in grid.mixtures or ([] if grid.ratios else ["*"]):
         matching = [mixture for mixture in study.mixtures if fnmatchcase(mixture, pattern)]
         if not matching and grid.mixtures:
             known = ", ".join(study.mixtures) or "none"
             raise ValueError(f"grids.{name} names the mixture {pattern!r}; the study has: {known}")
-        found.update({mixture: study.mixtures[mixture].ratios for mixture in matching})
+        found.update({mixture: study.mixtures[mixture] for mixture in matching})
     if not grid.ratios:
         for key, value in (("natural", grid.natural), ("synthetic", grid.synthetic), ("generators", grid.generators)):
             if value:
@@ -187,10 +201,12 @@ def _mixtures(study: StudyArgs, name: str, grid: GridArgs) -> dict[str, Mapping[
             source = f"{synthetic}-{generator}" if generator else synthetic
             for value in grid.ratios:
                 mixture, ratios = ratio_mixture(grid.natural, source, value, is_generated=bool(generator))
-                if found.setdefault(mixture, ratios) != ratios:
+                made = MixtureArgs(ratios)
+                if (there := found.setdefault(mixture, made)) != made:
+                    other = dict(there.ratios) or f"in stages ({', '.join(there.stages)})"
                     raise ValueError(
-                        f"grids.{name} makes a mixture {mixture!r} of {dict(ratios)}, and another of that name is "
-                        f"{dict(found[mixture])}; rename one of the study's mixtures"
+                        f"grids.{name} makes a mixture {mixture!r} of {ratios}, and another of that name is "
+                        f"{other}; rename one of the study's mixtures"
                     )
     return found
 

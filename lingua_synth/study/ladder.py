@@ -24,7 +24,7 @@ def lay_ladder(runs: Sequence[TrainArgs], steps: Sequence[int]) -> list[TrainArg
 
     A config that has another schedule gets wsd, with a decay to 0 by the square root of the progress; one that says wsd
     keeps its decay. `synth.warmup_ratio` is taken of the smallest budget. ValueError for a warm-up that does not end
-    before the first decay, and for stages, whose places in the data depend on the budget.
+    before the first decay.
     """
     first = runs[0]
     optim = first.optim
@@ -41,8 +41,6 @@ def lay_ladder(runs: Sequence[TrainArgs], steps: Sequence[int]) -> list[TrainArg
             f"run {first.name}: a warm-up of {optim.warmup:,} steps does not end before its decay begins, at step "
             f"{branch_points[0]:,} of {steps[0]:,}; lower optim.warmup or optim.decay_fraction, or drop that budget"
         )
-    if any(stage.until is not None for stage in first.synth.stages.values()):
-        raise ValueError(f"run {first.name}: stages that end at a share of the run differ by budget; use until_tokens")
     laid = []
     for args in runs:
         synth = dataclasses.replace(args.synth, decay=decay, warmup_ratio=None)

@@ -306,7 +306,7 @@ def run_row(run: PlannedRun) -> dict[str, Any]:
         "after": " ".join(run.after),
     }
     for need in run.needs:
-        row[f"ratio_{need.name}"] = run.args.synth.sources[need.name].ratio
+        row[f"ratio_{need.name}"] = need.ratio
     for need in run.needs:
         row[f"tokens_{need.name}"] = need.tokens
         row[f"epochs_{need.name}"] = need.epochs

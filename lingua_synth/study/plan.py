@@ -54,6 +54,8 @@ class SourceNeed:
     """Training tokens from it, repeats counted."""
     epochs: float | None
     """Passes over it; None where its length is not known."""
+    ratio: str = ""
+    """Exact share of the run's tokens; where shares change over training, their mean."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ class StudyPlanner:
         runs = [self._planned(cells[-1], ladder[-1])]
         for cell, args in zip(cells[:-1], ladder[:-1], strict=True):
             branched, first = branch_off(args, ladder[-1], steps[cells.index(cell)])
+            _refuse_other_history(branched, ladder[-1], first * per_step[0])
             runs.append(self._planned(cell, branched, after=ladder[-1].name, first_step=first))
         return runs
 
@@ -220,9 +223,13 @@ class StudyPlanner:
         base, num_gpus = self._base(cell)
         tokens = _whole_steps(cell.budget, _step_tokens(base, max(1, num_gpus)))
         sources = {}
-        for source, ratio in cell.ratios.items():
-            shared = self.study.sources[source]
-            sources[source] = SourceArgs(shared.path, str(ratio), shared.max_epochs, shared.documents)
+        for source in cell.sources:
+            shared, ratio = self.study.sources[source], str(cell.ratios.get(source, SourceArgs.ratio))
+            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, shared.documents)
+        if cell.stages and base.synth.stages:
+            raise ValueError(
+                f"mixture {cell.mixture!r} has stages, and so has the training config (train.synth.stages); keep one"
+            )
         name = cell.run_id
         return dataclasses.replace(
             base,
@@ -231,7 +238,12 @@ class StudyPlanner:
             seed=cell.seed,
             data=dataclasses.replace(base.data, seed=cell.seed),
             synth=dataclasses.replace(
-                base.synth, preset=cell.size, tokens=tokens, mixture=cell.mixture, sources=sources
+                base.synth,
+                preset=cell.size,
+                tokens=tokens,
+                mixture=cell.mixture,
+                sources=sources,
+                stages=dict(cell.stages) or base.synth.stages,
             ),
         )
 
@@ -276,7 +288,12 @@ class StudyPlanner:
             grids=(cell.grid,),
             budget=cell.budget.label,
             needs=tuple(
-                SourceNeed(line.name, line.planned_tokens, self._epochs(line.name, line.epochs))
+                SourceNeed(
+                    line.name,
+                    line.planned_tokens,
+                    self._epochs(line.name, line.epochs),
+                    str(line.ratio) if args.synth.stages else args.synth.sources[line.name].ratio,
+                )
                 for line in plan.sources
             ),
             resolved=resolved,
@@ -380,6 +397,23 @@ class _Hashed:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hashed) and self.key == other.key
+
+
+def _refuse_other_history(branch: TrainArgs, trunk: TrainArgs, num_tokens: int) -> None:
+    """ValueError unless both read the same ratios over their first `num_tokens` tokens."""
+    seq_len = branch.data.seq_len
+    histories = [
+        build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
+        .course((args.synth.tokens or 0) // seq_len, seq_len)
+        .history(num_tokens // seq_len)
+        for args in (branch, trunk)
+    ]
+    if histories[0] != histories[1]:
+        raise ValueError(
+            f"run {branch.name}: stages that end at a share of the run differ by budget, and up to the {num_tokens:,} "
+            f"tokens at which it leaves {trunk.name} the two would read other shares; use until_tokens for stages "
+            "that end before the decay, or train this mixture without a ladder"
+        )
 
 
 def _step_tokens(args: TrainArgs, dp_size: int) -> int:

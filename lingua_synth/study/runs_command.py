@@ -1,4 +1,4 @@
-"""`lingua-synth study launch|status|collect`: the study's runs, once they are planned."""
+"""`lingua-synth study launch|status|collect|compare`: the study's runs, once they are planned."""
 
 from __future__ import annotations
 
@@ -43,6 +43,22 @@ class CollectArgs:
     """Our names of columns -> those of the tables in `runs`."""
     table: str = ""
     """File to write, .csv or .parquet; empty: runs.csv in the study's folder."""
+
+
+@dataclass
+class CompareArgs:
+    """Mixtures whose shares change against static ones, by pairs of runs. Beside these keys those of the study."""
+
+    table: str = ""
+    """Runs table, .csv or .parquet; empty: runs.csv in the study's folder."""
+    static: dict[str, str] = field(default_factory=dict)
+    """Mixture that changes -> the static one it is held to; not named: the one of the same overall shares."""
+    target: str = "loss_macro"
+    """Column of losses to compare."""
+    level: float = 0.95
+    """Level of the intervals, between 0 and 1."""
+    save: str = ""
+    """JSON file for the comparison at full precision; empty: none."""
 
 
 def launch_main(argv: Sequence[str]) -> int:
@@ -118,6 +134,27 @@ def collect_main(argv: Sequence[str]) -> int:
                 print(f"  and {', '.join(list(listed)[MOST_NAMED:])}")
     for note in found.notes:
         print(f"note: {note}")
+    return 0
+
+
+def compare_main(argv: Sequence[str]) -> int:
+    """Print the differences of every mixture whose shares change to its static one."""
+    from lingua_synth.files import write_json
+    from lingua_synth.scaling import compare_schedules, load_runs
+
+    args, study = _split(argv, CompareArgs, "compare")
+    if not args.table and not study.out:
+        raise ValueError(
+            "nothing to compare: give a study (config=FILE or out=FOLDER) that was collected, or table=FILE"
+        )
+    table = Path(args.table) if args.table else Path(study.out) / "runs.csv"
+    if not table.is_file():
+        raise ValueError(f"no runs table {table}; `lingua-synth study collect` writes it")
+    found = compare_schedules(load_runs(table), static=args.static, target=args.target, level=args.level)
+    print("\n\n".join(map(str, found)))
+    if args.save:
+        write_json(Path(args.save), [one.to_dict() for one in found])
+        print(args.save)
     return 0
 
 

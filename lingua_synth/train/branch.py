@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.files import read_json
+from lingua_synth.mixture.args import build_mixture
 from lingua_synth.model.checkpoint import PARAMS, TRAIN_STATE, list_checkpoints
 from lingua_synth.train.args import OptimArgs, TrainArgs
 from lingua_synth.train.folder import IDENTITY
@@ -53,8 +54,23 @@ def validate_branch(args: TrainArgs, identity: Mapping[str, Any]) -> None:
             f"{key} is of a run that trained otherwise ({'; '.join(different[:5])}); a branch shares everything with "
             "its trunk up to there"
         )
+    _refuse_other_data(key, step, args, int(theirs["steps"]), int(identity["tokens_per_step"]) // args.data.seq_len)
     rates = (OptimArgs(**theirs["optim"]), int(theirs["steps"]), theirs["synth"].get("decay", "reciprocal"))
     _refuse_other_rates(key, step, (args.optim, args.steps, args.synth.decay), rates)
+
+
+def _refuse_other_data(key: str, step: int, args: TrainArgs, trunk_steps: int, per_step: int) -> None:
+    """ValueError where stages that end at a share of the run lie elsewhere in the trunk, which is of another length."""
+    mixture = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
+    ours, theirs = (
+        mixture.course(steps * per_step, args.data.seq_len).history(step * per_step)
+        for steps in (args.steps, trunk_steps)
+    )
+    if ours != theirs:
+        raise ValueError(
+            f"{key} is of a run of {trunk_steps:,} steps, whose stages lie elsewhere than in this one's {args.steps:,} "
+            f"before step {step:,}: end them at until_tokens instead of until, a share of the run"
+        )
 
 
 def _refuse_other_rates(

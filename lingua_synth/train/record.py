@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lingua_synth.evaluate import DomainSums, summarize
-from lingua_synth.mixture import MixtureLoader
+from lingua_synth.mixture import Course, Mixture, MixtureLoader
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token, peak_flops
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, schedule_name
@@ -102,6 +102,15 @@ def validation_line(step: int, sums: Mapping[str, DomainSums]) -> dict[str, Any]
     return record
 
 
+def mixture_schedule(mixture: Mixture, course: Course, num_sequences: int, seq_len: int) -> str:
+    """How the shares went over a run, for the runs table: "constant", its stages, or, of a run that was resumed with
+    another mixture or used a source up, what it followed and from which token on."""
+    spans = course.until(num_sequences)
+    if not mixture.is_constant or len(spans) == 1:
+        return mixture.in_words()
+    return "; ".join(f"from token {span.start * seq_len:,}: {span.in_words()}" for span in spans)
+
+
 def result_row(
     args: TrainArgs,
     sources: Mapping[str, TokenSource],
@@ -125,6 +134,7 @@ def result_row(
     row: dict[str, Any] = {
         "run_id": args.name,
         "mixture": args.synth.mixture or (listed if mixture.is_constant else str(mixture)),
+        "mixture_schedule": mixture_schedule(mixture, loader.schedule.course, num_sequences, args.data.seq_len),
     }
     # What was asked for over the whole run: the ratio itself where it is constant.
     asked = loader.schedule.course.target(num_sequences)

@@ -1,0 +1,233 @@
+"""Is it worth changing the shares over training? Runs of schedules against static runs, pair by pair.
+
+A run whose shares change (stages, ramps, an annealing, feedback) is paired with the run of constant shares that had the
+same size, the same training tokens and the same seed. The static mixture it is held to is the one of the same overall
+shares: then the pair differs in the order of the data alone, not in how much of each source was read. Pairs share
+initialization and seed, so their difference scatters less than either loss.
+
+    d = loss of the schedule - loss of the static run, in nats per token; below 0 the schedule is better
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lingua_synth.scaling.records import record
+from lingua_synth.scaling.runs import Runs
+
+CONSTANT = "constant"
+SHARE_TOLERANCE = 0.005
+"""Most that a source's overall share may differ from the static mixture's: half a percent of the training tokens."""
+
+
+@dataclass(frozen=True)
+class ScheduleCell:
+    """The pairs of one size and budget."""
+
+    size: str
+    tokens: int
+    seeds: tuple[int, ...]
+    static_loss: float
+    """Mean over the pairs."""
+    difference: float
+    """Mean of the pairs' differences, nats per token."""
+    interval: tuple[float, float] | None
+    """Student's t over the seeds; None with one of them."""
+
+
+@dataclass(frozen=True)
+class ScheduleComparison:
+    """One mixture whose shares change, against a static one; prints as a table."""
+
+    mixture: str
+    schedule: str
+    """Its stages, as the runs table names them."""
+    static: str
+    target: str
+    level: float
+    share_gap: float
+    """Most that the overall share of a source differs between the two."""
+    cells: tuple[ScheduleCell, ...]
+    difference: float
+    """Mean over the cells, nats per token."""
+    interval: tuple[float, float] | None
+    """Of that mean over these cells: t with the scatter within cells, pooled. None where no cell has two seeds."""
+    num_unpaired: int
+    """Runs of the schedule without a static run of the same size, tokens and seed."""
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, or undecided: what the interval says."""
+        if self.interval is None:
+            return "undecided: one seed a cell has no interval"
+        return "better" if self.interval[1] < 0 else "worse" if self.interval[0] > 0 else "undecided"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        cells = [dict(cell.__dict__) for cell in self.cells]
+        return record(dict(self.__dict__) | {"cells": cells, "verdict": self.verdict})
+
+    def __str__(self) -> str:
+        level = f"{100 * self.level:g} % interval"
+        lines = [
+            f"{self.mixture} ({self.schedule}) - {self.static}: {self.verdict}",
+            f"  {'size':<10} {'tokens':>15} {'seeds':>5} {'static':>8} {'difference':>11}   {level}",
+        ]
+        lines += [
+            f"  {cell.size:<10} {cell.tokens:>15,} {len(cell.seeds):>5} {cell.static_loss:>8.4f} "
+            f"{cell.difference:>+11.5f}   {_in_words(cell.interval)}"
+            for cell in self.cells
+        ]
+        lines.append(f"  {'all cells':<41} {self.difference:>+11.5f}   {_in_words(self.interval)}")
+        if self.share_gap > SHARE_TOLERANCE:
+            lines.append(f"  note: overall shares differ by up to {100 * self.share_gap:.3g} % of the tokens")
+        if self.num_unpaired:
+            lines.append(f"  note: {self.num_unpaired} runs have no static run of the same size, tokens and seed")
+        return "\n".join(lines)
+
+
+def _in_words(interval: tuple[float, float] | None) -> str:
+    return "none with one seed" if interval is None else f"[{interval[0]:+.5f}, {interval[1]:+.5f}]"
+
+
+def compare_schedules(
+    runs: Runs,
+    *,
+    static: Mapping[str, str] | None = None,
+    target: str = "loss_macro",
+    level: float = 0.95,
+) -> list[ScheduleComparison]:
+    """Every mixture whose shares change against the static mixture of the same overall shares, by pairs of runs.
+
+    `static` names the static mixture by the changing one, where it is not the one of equal shares. `target`: column of
+    losses. Runs of different learning-rate schedules do not pair.
+
+    The interval of a cell is Student's t over its seeds; that of all cells takes the scatter of the pairs within
+    cells, pooled: it is about these sizes and budgets, not about others.
+
+    ValueError for a table that does not say which mixtures change, without any that does, or with two runs of one
+    mixture, size, budget and seed, and for a mixture without a static one (with the nearest), or without a pair.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level}")
+    if "mixture_schedule" not in runs.columns:
+        raise ValueError(
+            "the runs table has no column mixture_schedule, so it does not say which mixtures changed; collect the "
+            "run folders again"
+        )
+    schedule_of: dict[str, str] = {}
+    for name, found in zip(runs["mixture"].tolist(), runs["mixture_schedule"].tolist(), strict=True):
+        if schedule_of.setdefault(name, found) != found:
+            raise ValueError(
+                f"mixture {name!r} stands for two schedules ({schedule_of[name]}; {found}); give each a name of its own"
+            )
+    changing = [name for name, found in schedule_of.items() if found not in (CONSTANT, "")]
+    fixed = [name for name, found in schedule_of.items() if found == CONSTANT]
+    if not changing:
+        raise ValueError(f"no mixture of the table changes its shares; there are: {', '.join(schedule_of)}")
+    named = dict(static or {})
+    for one, other in named.items():
+        if one not in changing or other not in fixed:
+            raise ValueError(
+                f"static.{one}={other}: a mixture that changes ({', '.join(changing)}) is held to a constant one "
+                f"({', '.join(fixed) or 'there is none'})"
+            )
+    shares = {name: _shares(runs, name) for name in schedule_of}
+    found = []
+    for name in changing:
+        base = named.get(name) or _of_equal_shares(name, fixed, shares)
+        found.append(_compared(runs, name, base, schedule_of[name], target, level, _gap(shares[name], shares[base])))
+    return found
+
+
+def _shares(runs: Runs, mixture: str) -> dict[str, float]:
+    """Overall share of each source: the mean over the mixture's runs, which differ by rounding alone."""
+    rows = runs.select(mixture=mixture)
+    return {source: float(np.mean(rows[f"ratio_{source}"])) for source in runs.sources}
+
+
+def _gap(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    return max((abs(one[source] - other[source]) for source in one), default=0.0)
+
+
+def _of_equal_shares(name: str, fixed: list[str], shares: Mapping[str, Mapping[str, float]]) -> str:
+    nearest = min(fixed, key=lambda other: (_gap(shares[name], shares[other]), other), default=None)
+    if nearest is None or _gap(shares[name], shares[nearest]) > SHARE_TOLERANCE:
+        asked = ", ".join(f"{source} {share:.4g}" for source, share in shares[name].items() if share)
+        there = "" if nearest is None else f" (nearest: {nearest}, off by {_gap(shares[name], shares[nearest]):.3g})"
+        raise ValueError(
+            f"mixture {name!r} has the overall shares {asked}, and no static mixture of the table has them{there}; "
+            f"train one with these ratios, or name the one to compare with: static.{name}=MIXTURE"
+        )
+    return nearest
+
+
+Key = tuple[str, int, int, str]
+
+
+def _losses(runs: Runs, mixture: str, target: str) -> dict[Key, float]:
+    """Loss by size, tokens, seed and learning-rate schedule."""
+    rows = runs.select(mixture=mixture)
+    rates = rows["schedule"].tolist() if "schedule" in rows.columns else [""] * len(rows)
+    losses: dict[Key, float] = {}
+    columns = (rows["size"].tolist(), rows["tokens"].tolist(), rows["seed"].tolist(), rates, rows[target].tolist())
+    for size, tokens, seed, rate, loss in zip(*columns, strict=True):
+        key = (size, int(tokens), int(seed), rate)
+        if key in losses:
+            raise ValueError(
+                f"mixture {mixture!r} has two runs of size {size}, {int(tokens):,} tokens and seed {int(seed)}, and "
+                "which of them pairs is not told; take one out of the table"
+            )
+        if not math.isfinite(loss):
+            raise ValueError(f"a run of mixture {mixture!r} ({size}, {int(tokens):,} tokens) has no {target}")
+        losses[key] = loss
+    return losses
+
+
+def _compared(
+    runs: Runs, name: str, base: str, schedule: str, target: str, level: float, gap: float
+) -> ScheduleComparison:
+    ours, theirs = _losses(runs, name, target), _losses(runs, base, target)
+    pairs: dict[tuple[str, int, str], list[Key]] = {}
+    for key in sorted(set(ours) & set(theirs)):
+        pairs.setdefault((key[0], key[1], key[3]), []).append(key)
+    if not pairs:
+        raise ValueError(
+            f"mixtures {name!r} and {base!r} have no two runs of the same size, tokens and seed; a pair takes them"
+        )
+    cells, squares, freedom = [], 0.0, 0
+    for (size, tokens, _), keys in pairs.items():
+        differences = np.array([ours[key] - theirs[key] for key in keys])
+        mean, own = float(differences.mean()), len(keys) - 1
+        square = float(((differences - mean) ** 2).sum())
+        squares, freedom = squares + square, freedom + own
+        interval = _t_interval(mean, math.sqrt(square / own / len(keys)), own, level) if own else None
+        static_loss = float(np.mean([theirs[key] for key in keys]))
+        cells.append(ScheduleCell(size, tokens, tuple(key[2] for key in keys), static_loss, mean, interval))
+    overall = float(np.mean([cell.difference for cell in cells]))
+    weight = sum(1 / len(cell.seeds) for cell in cells) / len(cells) ** 2
+    interval = _t_interval(overall, math.sqrt(squares / freedom * weight), freedom, level) if freedom else None
+    return ScheduleComparison(
+        mixture=name,
+        schedule=schedule,
+        static=base,
+        target=target,
+        level=level,
+        share_gap=gap,
+        cells=tuple(cells),
+        difference=overall,
+        interval=interval,
+        num_unpaired=len(set(ours) - set(theirs)),
+    )
+
+
+def _t_interval(mean: float, error: float, freedom: int, level: float) -> tuple[float, float]:
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    return mean - half, mean + half
