@@ -103,6 +103,13 @@ def what_is_there(path: str | Path) -> str:
     return f"{parent} holds: {listed or 'nothing'}"
 
 
+def refuse_path(name: object, where: str | Path) -> None:
+    """ValueError unless `name`, as the file `where` gives it, is the name of a file beside it: no path, not hidden by
+    a NUL, not `..`."""
+    if not isinstance(name, str) or not name or name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise ValueError(f"{where} names the file {name!r}; only files of its own folder are read and written")
+
+
 def sha256_bytes(data: bytes) -> str:
     """SHA-256 of `data`, hexadecimal."""
     return hashlib.sha256(data).hexdigest()

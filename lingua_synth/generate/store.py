@@ -29,7 +29,15 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.documents import Document, write_documents
-from lingua_synth.files import TEMPORARY_SUFFIX, atomic_file, fsync_folder, read_json, sha256_file, sha256_json
+from lingua_synth.files import (
+    TEMPORARY_SUFFIX,
+    atomic_file,
+    fsync_folder,
+    read_json,
+    refuse_path,
+    sha256_file,
+    sha256_json,
+)
 from lingua_synth.generate.recipe import Recipe, Step
 
 RUN = "run.json"
@@ -202,6 +210,8 @@ def read_shard(folder: Path, shard: int) -> dict[str, Any]:
     content: dict[str, Any] = read_json(path)
     if content.get("version") != VERSION:
         raise ValueError(f"{path} has format version {content.get('version')}, this library reads {VERSION}")
+    for name in content["files"]:
+        refuse_path(name, path)
     finish_shard(folder, content)
     check_sizes(folder, content)
     return content

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.documents import read_documents
-from lingua_synth.files import read_json, sha256_file
+from lingua_synth.files import read_json, refuse_path, sha256_file
 from lingua_synth.generate import store
 
 MAX_PROBLEMS = 100
@@ -32,6 +32,9 @@ def verify(out_dir: str | Path) -> list[str]:
     manifest = read_json(folder / store.MANIFEST)
     if manifest.get("format") != store.FORMAT:
         raise ValueError(f"{folder / store.MANIFEST} is not the manifest of generated documents")
+    if manifest.get("version") != store.VERSION:
+        found = manifest.get("version")
+        raise ValueError(f"{folder / store.MANIFEST} has format version {found}, this library reads {store.VERSION}")
     problems: list[str] = []
     for problem in _problems(folder, manifest):
         problems.append(problem)
@@ -45,6 +48,9 @@ def _problems(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     shards = manifest["shards"]
     if [shard["shard"] for shard in shards] != list(range(len(shards))):
         yield "the manifest's shards are not numbered without a gap from 0"
+    for shard in shards:
+        for name in shard["files"]:
+            refuse_path(name, folder / store.MANIFEST)
     listed = {name for shard in shards for name in shard["files"]}
     for kind in store.KINDS:
         for path in sorted(folder.glob(f"{kind}-*")):

@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from lingua_synth.files import TEMPORARY_SUFFIX, fsync_folder, read_json, what_is_there, write_json
 from lingua_synth.model.args import ModelArgs, ffn_hidden_dim
+from lingua_synth.model.checkpoint_reading import read_state
 from lingua_synth.model.transformer import Transformer
 
 FOLDER = "checkpoints"
@@ -194,7 +195,7 @@ def restore_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.opti
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optim": optimizer_state}
     with _alone_without_warning():
-        dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+        read_state(state, path, no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
     return read_json(path / TRAIN_STATE.format(0))
 
@@ -221,7 +222,7 @@ def load_weights(folder: str | Path, model: Transformer) -> Path:
         raise ValueError(f"checkpoint {folder} is of another model: {'; '.join(different)}")
     state: dict[str, Any] = {"model": _without_tied_output(model, get_model_state_dict(model))}
     with _alone_without_warning():
-        dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        read_state(state, folder, no_dist=not dist.is_initialized())
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     return folder
 
@@ -292,7 +293,7 @@ def load_model(
         weights = {name: loaded[name] for name in weights}
     else:
         with _alone_without_warning():
-            dcp.load({"model": weights}, checkpoint_id=folder, no_dist=True)
+            read_state({"model": weights}, folder, no_dist=True)
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and missing == ["output.weight"] * args.weight_tying, "every weight was read"
     return folder, model.to(device).eval(), params

@@ -25,7 +25,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from lingua_synth.files import atomic_file, atomic_folder, read_json, what_is_there, write_json
+from lingua_synth.files import atomic_file, atomic_folder, read_json, refuse_path, what_is_there, write_json
 from lingua_synth.model.args import ModelArgs, ffn_hidden_dim, head_dim
 from lingua_synth.model.checkpoint import (
     CONSOLIDATED,
@@ -35,6 +35,7 @@ from lingua_synth.model.checkpoint import (
     _model_args,
     _open_checkpoint,
 )
+from lingua_synth.model.checkpoint_reading import CheckpointReader, read_state
 from lingua_synth.model.huggingface_config import CONFIG, from_config, to_config
 from lingua_synth.model.model_card import model_card
 from lingua_synth.model.safetensors_format import INDEX, SINGLE, SafetensorsFile, write_safetensors
@@ -200,7 +201,7 @@ def _open_weights(folder: Path, parameters: list[Parameter]) -> Callable[[str], 
         shapes = {name: tuple(weight.shape) for name, weight in weights.items() if torch.is_tensor(weight)}
         read = weights.__getitem__
     elif (folder / ".metadata").is_file():
-        entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        entries = CheckpointReader(folder).read_metadata().state_dict_metadata
         shapes = {
             key.removeprefix("model."): tuple(entry.size)
             for key, entry in entries.items()
@@ -210,7 +211,7 @@ def _open_weights(folder: Path, parameters: list[Parameter]) -> Callable[[str], 
         def read(name: str) -> torch.Tensor:
             state = {"model": {name: torch.empty(shapes[name])}}
             with _alone_without_warning():
-                dcp.load(state, checkpoint_id=folder, no_dist=True)
+                read_state(state, folder, no_dist=True)
             return state["model"][name]
 
     else:
@@ -350,6 +351,8 @@ def _open_safetensors(folder: Path) -> dict[str, SafetensorsFile]:
     if (folder / INDEX).is_file():
         weight_map: dict[str, str] = read_json(folder / INDEX)["weight_map"]
         names = sorted(set(weight_map.values()))
+        for name in names:
+            refuse_path(name, folder / INDEX)
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ValueError(
                 f"{folder} lacks {len(missing)} of the {len(names)} files that {INDEX} names: {', '.join(missing[:4])}"

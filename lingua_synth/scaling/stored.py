@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lingua_synth.files import atomic_file, read_json, what_is_there, write_json
+from lingua_synth.files import atomic_file, read_json, refuse_path, what_is_there, write_json
 from lingua_synth.scaling.fit import ScalingFit
 from lingua_synth.scaling.intervals import Intervals
 from lingua_synth.scaling.laws import DataLaw, Law, ModelLaw
@@ -144,7 +144,8 @@ def _resamples(plain: Mapping[str, Any], source: Path) -> tuple[dict[str, np.nda
     about = plain.get("resamples")
     if about is None:
         return {}, []
-    beside = source.parent / str(about["file"])
+    refuse_path(about["file"], source)
+    beside = source.parent / about["file"]
     if not beside.is_file():
         return {}, list(about["facts"])
     with np.load(beside, allow_pickle=False) as stored:

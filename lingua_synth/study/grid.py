@@ -94,8 +94,8 @@ def _in_billions(tokens: int) -> str:
 def plan_cells(study: StudyArgs) -> list[Cell]:
     """Every cell of every grid that no rule excludes, in the order of the YAML.
 
-    ValueError for an empty axis, a cell that stands twice in a grid, a mixture or a source that is not there, and a
-    rule that holds for no cell.
+    ValueError for an empty axis, a cell that stands twice in a grid, a mixture or a source that is not there, a run
+    whose name is no folder's, and a rule that holds for no cell.
     """
     names = list(study.grids) or ["study"]
     used: set[str] = set()
@@ -106,6 +106,11 @@ def plan_cells(study: StudyArgs) -> list[Cell]:
         for cell in _grid_cells(study, name, grid):
             if cell.run_id in seen:
                 raise ValueError(f"the study names the run {cell.run_id} twice: a size, budget or seed is repeated")
+            if cell.run_id.startswith(".") or any(mark in cell.run_id for mark in "/\\\0"):
+                raise ValueError(
+                    f"the run {cell.run_id!r} cannot have a folder of its name: mixtures, sources, sizes and suffixes "
+                    "are named without / and \\, and begin with no dot"
+                )
             seen.add(cell.run_id)
             excluded = [rule for rule, args in study.exclude.items() if _holds(args, cell)]
             used.update(f"exclude.{rule}" for rule in excluded)

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lingua_synth.files import atomic_file, read_json
+from lingua_synth.files import atomic_file, read_json, refuse_path
 
 FORMAT = "lingua_synth token shards"
 VERSION = 1
@@ -134,4 +134,6 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
             f"{path} holds token shards of version {manifest.get('version')}, this library reads version {VERSION}; "
             "tokenize the documents again into another folder"
         )
+    for file in manifest["files"]:
+        refuse_path(file["name"], path / MANIFEST)
     return manifest

@@ -7,6 +7,7 @@ into the plain keys the loop reads; the run folder's `config.yaml` holds those.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,20 @@ def schedule_name(args: TrainArgs) -> str:
     return args.optim.scheduler + decay
 
 
+_SECRET = re.compile(r"key|token(?!iz)|secret|passw|credential", re.IGNORECASE)
+
+
+def refuse_secrets(args: TrainArgs) -> None:
+    """ValueError where `env` or `logging.wandb` holds what its name says is a secret: both are written into files."""
+    for section, values in (("env", args.env), ("logging.wandb", args.logging.wandb or {})):
+        for name in values:
+            if _SECRET.search(str(name)):
+                raise ValueError(
+                    f"{section}.{name} would be written into the run's folder (config.yaml, checkpoints); take it out "
+                    "of the config and export it in the shell that starts the run: it is inherited"
+                )
+
+
 def tokens_per_step(args: TrainArgs, dp_size: int) -> int:
     """Training tokens of one optimizer step over all ranks."""
     return args.data.seq_len * args.data.batch_size * args.grad_acc_steps * dp_size
@@ -330,8 +345,9 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     """Write presets, budgets and fractions out as plain keys; the input is left as it was.
 
     Raises ValueError for keys that exclude each other, a batch that does not divide, a budget below one step,
-    ranks that the mesh cannot hold, and every value no run can have.
+    ranks that the mesh cannot hold, secrets in what is written into files, and every value no run can have.
     """
+    refuse_secrets(args)
     args = dataclasses.replace(
         args,
         data=dataclasses.replace(args.data),
