@@ -187,7 +187,7 @@ def run_quickstart(args: QuickstartArgs) -> None:
     with stages.timed("train on mixtures"):
         runs += _train(args, domains, mixed)
     with stages.timed("fit and report"):
-        _report(args, corpus, natural, synthetic, summary, runs, stages)
+        _report(args, corpus, domains, natural, synthetic, summary, runs, stages)
     write_json(Path(args.out) / FINISHED, {"seconds": stages.seconds})
 
 
@@ -348,14 +348,20 @@ def _tokenize_synthetic(args: QuickstartArgs) -> dict[str, Any]:
 def _report(
     args: QuickstartArgs,
     corpus: Mapping[str, Any],
+    domains: Mapping[str, str],
     natural: Mapping[str, Any],
     synthetic: Mapping[str, Any],
     summary: Any,
     runs: Sequence[PlannedRun],
     stages: _Stages,
 ) -> None:
+    from lingua_synth.analysis.command import AnalyzeArgs, analyze
+    from lingua_synth.analysis.models import Trained, read_checkpoints
+    from lingua_synth.analysis.results import read_analysis
     from lingua_synth.report import write_report
-    from lingua_synth.scaling import fit_study, load_runs, write_runs
+    from lingua_synth.report.claims_section import PaperQuestions
+    from lingua_synth.report.corpora import trained_sections
+    from lingua_synth.scaling import fit_study, load_runs, write_fits, write_runs
     from lingua_synth.study import collect
 
     out = Path(args.out)
@@ -366,7 +372,14 @@ def _report(
     write_runs(found.rows, out / "runs.csv")
     table = load_runs(out / "runs.csv")
     fits = fit_study(table, num_bootstraps=args.bootstraps, seed=args.seed)
-    write_json(out / "fits.json", fits.to_dict())
+    write_fits(fits, out)
+    tokens = out / "tokens"
+    corpora = {name: str(tokens / name) for name in ("natural", "synthetic")}
+    analyze(AnalyzeArgs(train=corpora, test=dict(domains), out=str(out / "analysis"), seed=args.seed, progress=False))
+    trained = Trained(runs=table, checkpoints=read_checkpoints(dict.fromkeys(table.mixtures, out / "runs")))
+    recipe = _recipe(args)
+    # The paper asks of its own recipes; what a weak model's continuations do is no answer to it.
+    asked = PaperQuestions(roles={"synthetic": recipe}) if recipe in ("hq", "qa", "textbook") else None
     write_report(
         out,
         table,
@@ -377,7 +390,12 @@ def _report(
             _documents_section(args, corpus, natural),
             _generation_section(args, synthetic, summary, runs, found.rows),
         ],
-        sections_after=[_limits_section(args), _seconds_section(stages)],
+        sections_after=[
+            *trained_sections(read_analysis(out / "analysis"), trained),
+            _limits_section(args),
+            _seconds_section(stages),
+        ],
+        questions=asked,
     )
 
 

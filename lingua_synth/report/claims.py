@@ -32,6 +32,7 @@ from lingua_synth.scaling.regions import t_quantile
 
 SUPPORTED, REJECTED, UNDECIDED = "supported", "rejected", "undecided"
 VERDICTS = (SUPPORTED, REJECTED, UNDECIDED)
+NOT_ASKED = "not asked of this table"
 LEVEL = 0.95
 THIRD, TWO_THIRDS = (0.28, 0.40, 1 / 3), (0.60, 0.72, 2 / 3)
 """(least, greatest, wanted) share of what the paper calls 33 % and 67 %."""
@@ -172,7 +173,7 @@ def _claim(
         parts.append(Part(subject, unit, region, value, low, high, level, how))
     verdicts = [part.verdict for part in parts]
     if not parts:
-        verdict, why = UNDECIDED, f"not asked of this table: {missing}"
+        verdict, why = UNDECIDED, f"{NOT_ASKED}: {missing}"
     else:
         one, every = (SUPPORTED, REJECTED) if any_of else (REJECTED, SUPPORTED)
         verdict = one if one in verdicts else every if set(verdicts) == {every} else UNDECIDED

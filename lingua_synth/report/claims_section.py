@@ -11,7 +11,7 @@ from typing import Any
 
 from lingua_synth.report import paper_figures, words
 from lingua_synth.report.blocks import Block, Bullets, Judgement, Judgements, Picture, Section, Table
-from lingua_synth.report.claims import LEVEL, UNDECIDED, VERDICTS, Claim, Margins, paper_claims
+from lingua_synth.report.claims import LEVEL, NOT_ASKED, UNDECIDED, VERDICTS, Claim, Margins, paper_claims
 from lingua_synth.report.evidence import Evidence
 from lingua_synth.scaling.recommendation import Option, Recommendation, recommend
 from lingua_synth.scaling.validation import Holdout
@@ -204,7 +204,11 @@ def claims_section(claims: Sequence[Claim], numbers: Mapping[str, int]) -> Secti
         Judgements([_judgement(claim, numbers) for claim in asked]),
     ]
     if silent:
-        body.append(Bullets([f"{claim.says} ({claim.why})" for claim in silent], lead="Not asked of this table"))
+        by_reason: dict[str, list[str]] = {}
+        for claim in silent:
+            by_reason.setdefault(claim.why.removeprefix(f"{NOT_ASKED}: "), []).append(claim.says)
+        lines = [f"{why[0].upper()}{why[1:]}: {' '.join(says)}" for why, says in by_reason.items()]
+        body.append(Bullets(lines, lead="Not asked of this table"))
     return Section("The paper's claims on this table", body)
 
 

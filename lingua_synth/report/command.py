@@ -62,8 +62,7 @@ def main(argv: Sequence[str]) -> int | None:
     """Read the table, fit the laws, write the page; prints where it is and what could not be fitted."""
     from lingua_synth.analysis.models import Trained, read_checkpoints
     from lingua_synth.analysis.results import read_analysis
-    from lingua_synth.report.collapse import collapse_section
-    from lingua_synth.report.corpora import corpus_sections, trained_of
+    from lingua_synth.report.corpora import trained_sections
     from lingua_synth.scaling import fit_study
 
     args = parse_args(ReportArgs, argv, prog="lingua-synth report")
@@ -94,11 +93,8 @@ def main(argv: Sequence[str]) -> int | None:
             num_bootstraps=args.bootstraps,
             seed=args.seed,
         )
-    trained = trained_of(analysis, Trained(runs=runs, checkpoints=read_checkpoints(args.evaluations), base=args.base))
-    sections = corpus_sections(analysis, trained, target=args.target, noise=args.noise)
-    found = trained.collapse(target=args.target, n_definition=args.n_definition, noise=args.noise)
-    if found is not None:
-        sections.append(collapse_section(found))
+    trained = Trained(runs=runs, checkpoints=read_checkpoints(args.evaluations), base=args.base)
+    sections = trained_sections(analysis, trained, target=args.target, n_definition=args.n_definition, noise=args.noise)
     path = write_report(
         args.out,
         runs,

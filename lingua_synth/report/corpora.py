@@ -39,6 +39,23 @@ def corpus_sections(
     return sections
 
 
+def trained_sections(
+    analysis: Analysis | None,
+    trained: Trained,
+    *,
+    target: str = "loss_macro",
+    n_definition: str = "non_embedding",
+    noise: float | None = None,
+) -> list[Section]:
+    """`corpus_sections`, and the signs of collapse where there are two mixtures, evaluations or corpora to compare."""
+    from lingua_synth.report.collapse import collapse_section
+
+    trained = trained_of(analysis, trained)
+    sections = corpus_sections(analysis, trained, target=target, noise=noise)
+    found = trained.collapse(target=target, n_definition=n_definition, noise=noise)
+    return sections if found is None else [*sections, collapse_section(found)]
+
+
 def _corpus_blocks(analysis: Analysis, trained: Trained) -> list[Block]:
     trains = [name for name in analysis.corpora if name.startswith("train.")]
     tests = [name for name in analysis.corpora if name.startswith("test.")]
