@@ -54,6 +54,7 @@ def refuse_impossible(args: TrainArgs) -> None:
         "model.rope_scaling_factor": (args.model.rope_scaling_factor != 1, "it has no scaled rotary frequencies"),
         "synth.branch_from": (synth.branch_from is not None, "it goes on from checkpoints of its own run alone"),
         "synth.keep_steps": (bool(synth.keep_steps), "it has one rule for all checkpoints"),
+        "synth.feedback": (synth.feedback.every_tokens is not None, "its batches follow a course that is known before"),
         "synth.decay": (synth.decay != "reciprocal", "its wsd has one decay"),
         "synth.guard.spike": (synth.guard.spike != "off", "it cannot leave a step out"),
         "synth.guard.nonfinite": (synth.guard.nonfinite != "stop", "it cannot leave a step out"),

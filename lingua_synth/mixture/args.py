@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
+from lingua_synth.mixture.feedback import FeedbackRule
 from lingua_synth.mixture.mixture import Mixture, Stage
+from lingua_synth.mixture.ratios import parse_ratio
 
 
 @dataclass
@@ -34,6 +37,55 @@ class StageArgs:
     """End of the stage in training tokens from the start of the run, instead of `until`."""
     ramp_to: dict[str, str] = field(default_factory=dict)
     """Ratios at the end of the stage, reached evenly from `ratios`; empty: they stay."""
+
+
+@dataclass
+class FeedbackArgs:
+    """Shares that follow the losses: after every interval the next one's are set from the losses by source, by the rule
+    of dynamic batch loading (Xia et al. 2023). The sources' `ratio` are those of the first interval."""
+
+    every_tokens: int | None = None
+    """Training tokens of an interval, a whole number of optimizer steps; null: no feedback."""
+    reference: dict[str, float] = field(default_factory=dict)
+    """Reference loss of every source that is read, nats per token, at least 0: what it should come to. Excess over it
+    raises the source's share."""
+    step_size: float = 1.0
+    """Factor on the excess in the exponent, above 0."""
+    min_ratio: str = "1/100"
+    """Least share of a source, above 0; a source that is used up has less."""
+
+
+def build_feedback(
+    args: FeedbackArgs, ratios: Mapping[str, Fraction], seq_len: int, on_exhaustion: str
+) -> FeedbackRule | None:
+    """The rule of a config; None for none. ValueError for what makes none, and for a policy it cannot keep."""
+    if args.every_tokens is None:
+        if args != FeedbackArgs():
+            raise ValueError("feedback has no interval: set feedback.every_tokens, or leave the section out")
+        return None
+    read = [name for name, ratio in ratios.items() if ratio]
+    if args.every_tokens < seq_len or args.every_tokens % seq_len:
+        raise ValueError(
+            f"feedback.every_tokens {args.every_tokens:,} is no whole number of sequences of {seq_len:,} tokens"
+        )
+    if on_exhaustion not in ("repeat", "renormalize"):
+        raise ValueError(
+            f"with feedback nobody knows before the run what it will ask of a source, so on_exhaustion={on_exhaustion} "
+            "cannot be promised: set on_exhaustion=renormalize (a source that is used up is read no more) or repeat"
+        )
+    if set(args.reference) != set(read):
+        raise ValueError(
+            f"feedback.reference names {', '.join(args.reference) or 'no source'}; it takes a loss for each of "
+            f"{', '.join(read)}"
+        )
+    reference = {name: parse_ratio(loss) for name, loss in args.reference.items()}
+    step_size, min_ratio = parse_ratio(args.step_size), parse_ratio(args.min_ratio)
+    if not step_size or not 0 < min_ratio * len(read) <= 1:
+        raise ValueError(
+            f"feedback.step_size is above 0 and feedback.min_ratio above 0 and at most 1/{len(read)}, for as many "
+            f"sources; got {args.step_size} and {args.min_ratio}"
+        )
+    return FeedbackRule(args.every_tokens // seq_len, reference, step_size, min_ratio)
 
 
 def build_mixture(

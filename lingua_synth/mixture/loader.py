@@ -335,6 +335,33 @@ class MixtureLoader:
             vars(self).update(before)  # a state that is refused leaves the loader where it was
             raise
 
+    def change_ratios(self, ratios: Mapping[str, Ratio]) -> None:
+        """Follow other constant `ratios` of the same sources from the present position on.
+
+        What was read keeps its course and its accounting, and the state remembers both. Batches that were read ahead
+        are dropped. Raises ValueError inside a global batch, for another set of sources, and for ratios by which a
+        source would exceed its max_epochs where the mixture refuses that; the loader is then where it was.
+        """
+        if self._micro_batch:
+            raise ValueError(
+                f"ratios change between global batches only; {self._micro_batch} of {self._reader.micro_batches} "
+                "micro-batches of the present one are delivered"
+            )
+        named = {name: ratios.get(name, 0) for name in self.mixture.names}
+        if set(ratios) - set(named):
+            raise ValueError(f"ratios of {', '.join(ratios)}; the sources are {', '.join(named)}")
+        before, position, course = dict(vars(self)), self._position, self.schedule.course
+        counts = self.schedule.counts(position).tolist()
+        try:
+            self.mixture = Mixture(named, before["mixture"].max_epochs, on_exhaustion=before["mixture"].on_exhaustion)
+            self._follow((course, position))
+            if isinstance(self.schedule, StrictSchedule):
+                self.schedule.remember(position, counts)
+            self._go_to(position)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
     def _resume(self, position: int, course: Course | None, counts: Any) -> None:
         self._follow(None, validate=False)
         if course is None or course.history(position) == self.schedule.course.history(position):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.config import build_args, parse_args
-from lingua_synth.mixture.args import SourceArgs, StageArgs
+from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, StageArgs
 from lingua_synth.study.launch_args import LaunchArgs
 
 PRESETS = Path(__file__).parent / "presets"
@@ -33,6 +33,8 @@ class MixtureArgs:
     stages: dict[str, StageArgs] = field(default_factory=dict)
     """Instead of `ratios`: stages by name, in order, as in a training config (`until` is a share of each run's own
     budget), so one schedule serves every budget of the study."""
+    feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
+    """Shares that follow the sources' losses, from `ratios` on; off by default."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any
 
-from lingua_synth.mixture.args import StageArgs
+from lingua_synth.mixture.args import FeedbackArgs, StageArgs
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.mixture.ratios import parse_ratio
 from lingua_synth.study.args import GridArgs, MixtureArgs, RuleArgs, StudyArgs
@@ -46,6 +46,8 @@ class Cell:
     """Exact share of each source; empty where `stages` give them."""
     stages: Mapping[str, StageArgs]
     """Stages by name; empty for ratios that do not change."""
+    feedback: FeedbackArgs
+    """Shares that follow the losses; off without an interval."""
     seed: int
     is_ladder: bool
     suffix: str
@@ -149,7 +151,19 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
         for size in sizes:
             for budget in budgets:
                 for seed in seeds:
-                    cell = Cell(name, size, budget, mixture, asked.ratios, asked.stages, seed, grid.ladder, suffix, ())
+                    cell = Cell(
+                        name,
+                        size,
+                        budget,
+                        mixture,
+                        asked.ratios,
+                        asked.stages,
+                        asked.feedback,
+                        seed,
+                        grid.ladder,
+                        suffix,
+                        (),
+                    )
                     held = tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
                     yield replace(cell, overrides=held) if held else cell
 

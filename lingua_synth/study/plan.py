@@ -20,7 +20,7 @@ from typing import Any
 from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
-from lingua_synth.mixture.args import SourceArgs, build_mixture
+from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, build_feedback, build_mixture
 from lingua_synth.mixture.plan import MixturePlan
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.model.counts import flops_per_token
@@ -244,6 +244,7 @@ class StudyPlanner:
                 mixture=cell.mixture,
                 sources=sources,
                 stages=dict(cell.stages) or base.synth.stages,
+                feedback=base.synth.feedback if cell.feedback == FeedbackArgs() else cell.feedback,
             ),
         )
 
@@ -272,7 +273,7 @@ class StudyPlanner:
         num_gpus = self._num_gpus(cell)
         dp_size = max(1, num_gpus)
         rates = (args.optim.warmup, tuple(args.synth.keep_steps), bool(after))
-        alike = (cell.grid, cell.overrides, cell.size, args.synth.tokens, *rates)
+        alike = (cell.grid, cell.overrides, cell.size, args.synth.tokens, repr(args.synth.feedback), *rates)
         resolved = self._resolve(_Hashed(alike, args), dp_size)
         num_sequences = resolved.steps * tokens_per_step(resolved, dp_size) // resolved.data.seq_len
         plan = self._feasible_plan(args, num_sequences, resolved.data.seq_len)
@@ -323,7 +324,7 @@ class StudyPlanner:
         synth = args.synth
         asked = tuple((name, source.ratio, source.max_epochs) for name, source in synth.sources.items())
         try:
-            rules = (repr(synth.stages), synth.on_exhaustion, synth.schedule)
+            rules = (repr(synth.stages), repr(synth.feedback), synth.on_exhaustion, synth.schedule)
             plan, problem = self._plan_report(_Hashed((*asked, *rules), synth), num_sequences, seq_len)
         except ValueError as error:
             raise ValueError(f"run {args.name}: {error}") from None
@@ -335,6 +336,8 @@ class StudyPlanner:
     def _uncached_plan_report(self, key: _Hashed, num_sequences: int, seq_len: int) -> tuple[MixturePlan, str]:
         synth = key.value
         mixture = build_mixture(synth.sources, synth.stages, synth.on_exhaustion)
+        if synth.feedback != FeedbackArgs():
+            build_feedback(synth.feedback, mixture.ratios, seq_len, synth.on_exhaustion)
         # A source of unknown length is taken to be as long as the whole run and one window more, which suffices.
         endless = (num_sequences + 1) * seq_len + 1
         counted = {name: count if (count := self.available[name]) is not None else endless for name in synth.sources}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lingua_synth.mixture.args import SourceArgs, StageArgs
+from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, StageArgs
 from lingua_synth.model.args import ModelArgs, validate_model_args
 from lingua_synth.model.presets import preset
 from lingua_synth.tokens.args import TokenizerArgs
@@ -215,6 +215,8 @@ class SynthArgs:
     """Sources of the mixture with their exact shares of the training tokens."""
     stages: dict[str, StageArgs] = field(default_factory=dict)
     """Stages by name, in order, instead of one ratio per source: curricula, ramps, annealing."""
+    feedback: FeedbackArgs = field(default_factory=FeedbackArgs)
+    """Shares that follow the sources' losses, interval by interval; off by default."""
     on_exhaustion: str = "refuse"
     """When a source would exceed its max_epochs: refuse, stop, repeat (reshuffled), renormalize (the others go on)."""
     mixture_change: str = "refuse"
@@ -386,6 +388,7 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     _validate_optim(args)
     args.distributed.dp_replicate = _validate_mesh(args.distributed, dp_size)
     _validate_choices(args)
+    _validate_feedback(args, tokens_per_step(args, dp_size))
     return args
 
 
@@ -441,6 +444,21 @@ def _validate_optim(args: TrainArgs) -> None:
             )
         if int(args.steps * optim.cycle_length) < 1:
             raise ValueError(f"optim.cycle_length {optim.cycle_length} of {args.steps} steps is not one step")
+
+
+def _validate_feedback(args: TrainArgs, step_tokens: int) -> None:
+    feedback, synth = args.synth.feedback, args.synth
+    if feedback.every_tokens is None:
+        return
+    if feedback.every_tokens < 1 or feedback.every_tokens % step_tokens:
+        nearest = max(1, round(feedback.every_tokens / step_tokens)) * step_tokens
+        raise ValueError(
+            f"synth.feedback.every_tokens {feedback.every_tokens:,} is not a whole number of optimizer steps of "
+            f"{step_tokens:,} tokens; the nearest is {nearest:,}"
+        )
+    if synth.stages or synth.mixture_change != "refuse":
+        other = "synth.stages" if synth.stages else "synth.mixture_change"
+        raise ValueError(f"synth.feedback sets the shares of every interval, and so does {other}: keep one of the two")
 
 
 def _validate_mesh(distributed: DistributedArgs, dp_size: int) -> int:

@@ -28,6 +28,8 @@ def run_identity(
     config = without_free_keys(to_dict(args))
     # Any split of the batch over ranks and micro-batches is the same run.
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
+    if args.synth.feedback.every_tokens is None:
+        del config["synth"]["feedback"]  # so that runs without have the identity they had before it existed
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
             del source[key]

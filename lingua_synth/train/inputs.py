@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lingua_synth.mixture import MixtureLoader, plan_report
-from lingua_synth.mixture.args import build_mixture
+from lingua_synth.mixture import Mixture, MixtureLoader, plan_report
+from lingua_synth.mixture.args import build_feedback, build_mixture
+from lingua_synth.mixture.feedback import Feedback
+from lingua_synth.mixture.plan import count_windows
 from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
@@ -147,6 +151,35 @@ def fit_to_sources(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size:
     return dataclasses.replace(args, steps=steps, optim=dataclasses.replace(args.optim, warmup=warmup))
 
 
+def open_feedback(args: TrainArgs, sources: Mapping[str, TokenSource]) -> Feedback | None:
+    """The feedback of a run, at its beginning; None for none."""
+    mixture = build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion)
+    if args.synth.feedback.every_tokens is None:
+        build_feedback(args.synth.feedback, {}, args.data.seq_len, args.synth.on_exhaustion)
+        return None
+    rule = build_feedback(args.synth.feedback, mixture.ratios, args.data.seq_len, args.synth.on_exhaustion)
+    assert rule is not None, "an interval is set"
+    windows = {name: count_windows(source.num_tokens, args.data.seq_len) for name, source in sources.items()}
+    return Feedback(rule, mixture.ratios, sequences_left(mixture, windows, {}))
+
+
+def sequences_left(mixture: Mixture, num_windows: Mapping[str, int], read: Mapping[str, int]) -> dict[str, int] | None:
+    """Sequences that each source may still give within its max_epochs; None where it may go on for ever."""
+    if mixture.on_exhaustion == "repeat":
+        return None
+    return {
+        name: max(0, math.floor(num_windows[name] * epochs) - read.get(name, 0))
+        for name, epochs in mixture.max_epochs.items()
+    }
+
+
+def mixture_of(args: TrainArgs, feedback: Feedback) -> Mixture:
+    """What the feedback's present interval reads, as a mixture of the run's sources."""
+    asked = build_mixture(args.synth.sources, {}, args.synth.on_exhaustion)
+    ratios = {name: feedback.ratios.get(name, Fraction(0)) for name in asked.names}
+    return Mixture(ratios, asked.max_epochs, on_exhaustion=asked.on_exhaustion)
+
+
 LoaderClass = TypeVar("LoaderClass", bound=MixtureLoader)
 
 
@@ -156,12 +189,16 @@ def open_loader(
     ranks: Ranks,
     data_state: Mapping[str, Any] | None,
     loader_class: type[LoaderClass] = MixtureLoader,  # type: ignore[assignment]
+    mixture: Mixture | None = None,
 ) -> LoaderClass:
-    """This rank's batches from where `data_state` stands; ValueError when they end before the run does."""
+    """This rank's batches from where `data_state` stands; ValueError when they end before the run does.
+
+    `mixture`: what holds from there on, instead of the config's.
+    """
     global_batch_size = tokens_per_step(args, ranks.size) // args.data.seq_len
     loader = loader_class(
         sources,
-        build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
+        mixture or build_mixture(args.synth.sources, args.synth.stages, args.synth.on_exhaustion),
         seq_len=args.data.seq_len,
         batch_size=args.data.batch_size,
         dp_rank=ranks.rank,

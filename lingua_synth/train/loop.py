@@ -17,6 +17,7 @@ import contextlib
 import gc
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from lingua_synth.evaluate.scoring import Scores
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import Batch, MixtureLoader
 from lingua_synth.mixture.batch import IGNORED_LABEL
+from lingua_synth.mixture.feedback import Feedback
 from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
 from lingua_synth.model.counts import count_parameters
 from lingua_synth.model.distributed import Ranks, data_parallel
@@ -47,16 +49,19 @@ from lingua_synth.train.identity import claim_folder, run_identity
 from lingua_synth.train.inputs import (
     chat_of,
     fit_to_sources,
+    mixture_of,
+    open_feedback,
     open_loader,
     open_shards,
     open_sources,
     refuse_other_vocabulary,
+    sequences_left,
     with_shard_tokenizer,
 )
 from lingua_synth.train.metrics import MetricsFile, Trackers, close_logger, run_logger
 from lingua_synth.train.parallel import clip_gradients, exchanging_gradients, shard_model, wrap_model
 from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
-from lingua_synth.train.record import MFU_FORMULA, Interval, metrics_line, result_row, validation_line
+from lingua_synth.train.record import MFU_FORMULA, Interval, decision_record, metrics_line, result_row, validation_line
 from lingua_synth.train.schedule import learning_rate_ratio
 
 
@@ -68,6 +73,8 @@ class _Run:
     identity_sha256: str
     ranks: Ranks
     loader: MixtureLoader
+    feedback: Feedback | None
+    """What sets the loader's ratios at the end of every interval; None where they are known before."""
     model: Transformer
     stepper: torch.nn.Module
     """The model as it is called: compiled, wrapped for data parallelism."""
@@ -214,10 +221,12 @@ def _prepare(
         logger.info("branched off at step %d of %s", step, branch.parent.parent.name)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", args.optim.lr)  # Lingua's scheduler looks for it in our checkpoints
-    loader: MixtureLoader = open_loader(args, sources, ranks, data_state)
+    feedback = open_feedback(args, sources)
+    loader = _open_loader(args, sources, ranks, feedback, data_state)
     scored_before = state.get("scored_tokens", {})
     scored_tokens = {name: scored_before.get(name, 0) for name in sources} if loader.is_masked else {}
-    for notice in loader.plan.notices() if loader.plan else []:
+    # With feedback the plan is of the present interval's shares, which will not stay.
+    for notice in loader.plan.notices() if loader.plan and feedback is None else []:
         logger.info("mixture: %s", notice)
     if loader.is_masked and not args.synth.document_masking:
         logger.warning("conversations see their neighbours in a sequence; synth.document_masking=true keeps them apart")
@@ -232,6 +241,7 @@ def _prepare(
         identity_sha256=identity_sha256,
         ranks=ranks,
         loader=loader,
+        feedback=feedback,
         model=model,
         stepper=wrap_model(model, args, ranks),
         optimizer=optimizer,
@@ -254,6 +264,25 @@ def _prepare(
         elapsed_before_s=elapsed_before_s,
         started=time.perf_counter(),
     )
+
+
+def _open_loader(
+    args: TrainArgs,
+    sources: Mapping[str, TokenSource],
+    ranks: Ranks,
+    feedback: Feedback | None,
+    data_state: Mapping[str, Any] | None,
+) -> MixtureLoader:
+    """The run's batches from where `data_state` stands, which `feedback` is brought to as well."""
+    if feedback is None:
+        return open_loader(args, sources, ranks, data_state)
+    if data_state is not None:
+        feedback.load_state_dict(data_state.get("feedback", {}))
+        data_state = {key: value for key, value in data_state.items() if key != "feedback"}
+    with warnings.catch_warnings():
+        # Of a plan that supposes the present shares to stay, and of a decision that the state stands right behind.
+        warnings.filterwarnings("ignore", message="mixture: |the mixture has changed: ")
+        return open_loader(args, sources, ranks, data_state, mixture=mixture_of(args, feedback))
 
 
 def _build_model(args: TrainArgs, ranks: Ranks, *, has_checkpoint: bool, logger: logging.Logger) -> Transformer:
@@ -318,12 +347,14 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
 
         by_source, micro_loss = _forward_and_backward(run, window)
         grad_norm = clip_gradients(run.model, args.optim.clip)
-        step_loss, num_scored, last_micro, norm, signal = _agree(run, by_source, micro_loss, grad_norm)
+        step_loss, num_scored, last_micro, norm, signal, sums = _agree(run, by_source, micro_loss, grad_norm)
 
         reason = _judge(run, step_loss, norm, num_scored)
         if reason is None:
             run.optimizer.step()
             window.by_source += by_source
+            if run.feedback is not None:
+                run.feedback.observe(sums)
         run.optimizer.zero_grad()
         run.step += 1
         window.steps += 1
@@ -335,8 +366,12 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
         # A checkpoint is logged too, so that a resumed run logs the same windows.
         saves = run.step == args.steps or _is_due(run.step, args.checkpoint.dump.every) or signal > 0
         saves = saves or run.step in args.synth.keep_steps
-        if saves or _is_due(run.step, args.logging.freq):
-            _log(run, window, lr, norm, last_micro, bar)
+        # So is an interval of feedback, whose losses and decision belong together.
+        decides = run.feedback is not None and run.step < args.steps and _ends_interval(run)
+        if decides:
+            _decide(run)
+        if saves or decides or _is_due(run.step, args.logging.freq):
+            _log(run, window, lr, norm, last_micro, bar, decides)
             window = _Window.empty(run)
         if saves:
             _save(run)
@@ -346,6 +381,20 @@ def _take_steps(run: _Run, bar: tqdm) -> None:
             _log_validation(run, sums_of(_evaluate(run)))
             window.started = time.perf_counter()
     run.writer.close()
+
+
+def _ends_interval(run: _Run) -> bool:
+    every = run.args.synth.feedback.every_tokens
+    assert every is not None, "a run with feedback has an interval"
+    return run.step * run.tokens_per_step % every == 0
+
+
+def _decide(run: _Run) -> None:
+    """Set the shares of the next interval from the losses of the last. All ranks have the same sums, so they agree."""
+    assert run.feedback is not None, "called with feedback"
+    loader = run.loader
+    read = {name: account.sequences for name, account in loader.accounting().items()}
+    loader.change_ratios(run.feedback.decide(sequences_left(loader.mixture, loader.num_windows, read)))
 
 
 def _forward_and_backward(run: _Run, window: _Window) -> tuple[torch.Tensor, torch.Tensor]:
@@ -415,18 +464,22 @@ class _MaskedStep:
 
 def _agree(
     run: _Run, by_source: torch.Tensor, micro_loss: torch.Tensor, grad_norm: torch.Tensor
-) -> tuple[float, int, float, float, int]:
-    """Over all ranks: loss of the step, its scored tokens, loss of its last micro-batches; gradient norm, and a signal
-    that any rank got.
+) -> tuple[float, int, float, float, int, dict[str, list[float]]]:
+    """Over all ranks: loss of the step, its scored tokens, loss of its last micro-batches; gradient norm, a signal
+    that any rank got; for feedback, summed nats and scored tokens by source.
 
     The one place of a step where the host waits for the device.
     """
     signal = torch.tensor(float(run.preemption.signal), dtype=torch.float64, device=by_source.device)
-    shared = run.ranks.sum(torch.stack([by_source[:, 0].sum(), by_source[:, 1].sum(), micro_loss.double(), signal]))
-    nats, tokens, micro, signals, norm = torch.cat([shared, grad_norm.double().reshape(1)]).tolist()
+    mine = torch.stack([by_source[:, 0].sum(), by_source[:, 1].sum(), micro_loss.double(), signal])
+    if run.feedback is not None:
+        mine = torch.cat([mine, by_source.flatten()])
+    shared = run.ranks.sum(mine)
+    norm, nats, tokens, micro, signals, *flat = torch.cat([grad_norm.double().reshape(1), shared]).tolist()
+    sums = {name: flat[2 * i : 2 * i + 2] for i, name in enumerate(run.sources)} if flat else {}
     # Ranks that a launcher tells to leave all get the same signal: the sum only has to say whether any did.
     number = run.preemption.signal or int(signals > 0) * 15
-    return nats / max(tokens, 1), int(tokens), micro / run.ranks.size, norm, number
+    return nats / max(tokens, 1), int(tokens), micro / run.ranks.size, norm, number, sums
 
 
 def _judge(run: _Run, loss: float, grad_norm: float, num_scored: int) -> str | None:
@@ -453,8 +506,8 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _log(run: _Run, window: _Window, lr: float, grad_norm: float, last_micro: float, bar: tqdm) -> None:
-    """Write one line of metrics. All ranks call it."""
+def _log(run: _Run, window: _Window, lr: float, grad_norm: float, last_micro: float, bar: tqdm, decided: bool) -> None:
+    """Write one line of metrics, with the decision that was taken at this step. All ranks call it."""
     by_source = run.ranks.sum(window.by_source).cpu().numpy()
     for name, num_scored in zip(run.sources, by_source[:, 1].tolist(), strict=True):
         if run.scored_tokens:
@@ -465,6 +518,8 @@ def _log(run: _Run, window: _Window, lr: float, grad_norm: float, last_micro: fl
     seen = Interval(window.steps, seconds, window.data_s, by_source[:, 0], by_source[:, 1], lr, grad_norm, last_micro)
     record = metrics_line(run.args, run.sources, run.loader, run.step, run.ranks.size, seen)
     record |= {f"data/scored_tokens/{name}": count for name, count in run.scored_tokens.items()}
+    if decided and run.feedback is not None:
+        record |= decision_record(run.feedback)
     if run.guard.num_skipped:
         record["guard/skipped_steps"] = run.guard.num_skipped
     run.metrics.write(record)
@@ -486,6 +541,9 @@ def _save(run: _Run) -> None:
         "scheduler": _scheduler_state(run),
         "guard": run.guard.state_dict(),
     }
+    if run.feedback is not None:
+        # In the data's state, so that a loop without feedback refuses it and does not go on with fixed shares.
+        state["data_loader_state"]["feedback"] = run.feedback.state_dict()
     params = to_dict(run.args)
     if run.loader.is_masked:
         state["scored_tokens"] = dict(run.scored_tokens)

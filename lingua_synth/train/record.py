@@ -11,6 +11,7 @@ import torch
 
 from lingua_synth.evaluate import DomainSums, summarize
 from lingua_synth.mixture import Course, Mixture, MixtureLoader
+from lingua_synth.mixture.feedback import Feedback
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token, peak_flops
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, schedule_name
@@ -71,6 +72,13 @@ def metrics_line(
     return record
 
 
+def decision_record(feedback: Feedback) -> dict[str, float]:
+    """What was decided at this step: the losses gone by (nats per token, rounded as the rule does; of a source not
+    read in the interval, the last there was), and the exact number of sequences of each source in the next interval."""
+    losses = {f"feedback/loss/{name}": float(loss) for name, loss in feedback.losses.items() if loss is not None}
+    return losses | {f"feedback/next_sequences/{name}": count for name, count in feedback.sequences.items()}
+
+
 def _memory() -> dict[str, float]:
     """Peaks of this rank's GPU since the last line, under Lingua's names; zeros where there is no GPU."""
     names = ("max_active_gib", "max_active_pct", "max_reserved_gib", "max_reserved_pct", "num_alloc_retries")
@@ -100,6 +108,14 @@ def validation_line(step: int, sums: Mapping[str, DomainSums]) -> dict[str, Any]
         averages = {"nll_per_token": domain.loss, "bits_per_byte": domain.bits_per_byte}
         record[name] = dataclasses.asdict(domain) | averages
     return record
+
+
+def _feedback_in_words(args: TrainArgs) -> str:
+    every = args.synth.feedback.every_tokens
+    if every is None:
+        return ""
+    first = ", ".join(f"{name}: {source.ratio}" for name, source in args.synth.sources.items())
+    return f"feedback every {every:,} tokens from {first}"
 
 
 def mixture_schedule(mixture: Mixture, course: Course, num_sequences: int, seq_len: int) -> str:
@@ -134,7 +150,8 @@ def result_row(
     row: dict[str, Any] = {
         "run_id": args.name,
         "mixture": args.synth.mixture or (listed if mixture.is_constant else str(mixture)),
-        "mixture_schedule": mixture_schedule(mixture, loader.schedule.course, num_sequences, args.data.seq_len),
+        "mixture_schedule": _feedback_in_words(args)
+        or mixture_schedule(mixture, loader.schedule.course, num_sequences, args.data.seq_len),
     }
     # What was asked for over the whole run: the ratio itself where it is constant.
     asked = loader.schedule.course.target(num_sequences)
