@@ -24,10 +24,12 @@ from lingua_synth.mixture.order import GlobalOrder
 from lingua_synth.mixture.plan import (
     MixturePlan,
     TokenSourceLike,
+    count_part,
     count_windows,
     follow,
     plan_report,
     validate_names,
+    validate_part,
 )
 from lingua_synth.mixture.prefetch import Prefetcher
 from lingua_synth.mixture.ratios import Ratio, validate_count
@@ -66,6 +68,8 @@ class MixtureLoader:
     n_views: columns of a row beyond its inputs, plus 1: 2 gives tokens and labels, more give tokens further ahead.
     document_boundaries: tell for each token which document of its row it belongs to (`Batch.document`).
     pin_memory: read into page-locked memory, from which copies to a GPU run beside its work; without CUDA, no effect.
+    part: share of every source's windows that is read at all (rounded up), drawn by the seed, a smaller part inside a
+    larger one; the others are never read, and passes count the part. None: all.
     state: a saved state to begin at, as `load_state_dict`; then only what is still to be read is checked against the
     sources, so that a mixture may be new that they could not have served from the start.
 
@@ -95,6 +99,7 @@ class MixtureLoader:
         document_boundaries: bool = False,
         pin_memory: bool = False,
         state: Mapping[str, Any] | None = None,
+        part: Fraction | None = None,
     ) -> None:
         self.seq_len = validate_count("seq_len", seq_len, at_least=1)
         self.batch_size = validate_count("batch_size", batch_size, at_least=1)
@@ -116,9 +121,11 @@ class MixtureLoader:
         self.mixture = mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
         validate_names(sources, mixture)
         _refuse_other_tokenizer({name: sources[name] for name in mixture.names})
-        self.num_windows = {
+        self.part = validate_part(part)
+        self._all_windows = {
             name: count_windows(sources[name].num_tokens, self.seq_len, self.n_views) for name in mixture.names
         }
+        self.num_windows = {name: count_part(count, part) for name, count in self._all_windows.items()}
         """Sequences of one pass over each source."""
         self.schedule: Schedule | StrictSchedule
         """What the stream follows, from the first position on."""
@@ -157,7 +164,9 @@ class MixtureLoader:
             if validate and followed.end is not None and followed.end < start + self.global_batch_size:
                 if mixture.is_constant and after is None:  # the plan of one global batch has the numbers
                     constant = Mixture(mixture.ratios, mixture.max_epochs)
-                    plan_report(sources, constant, self.global_batch_size, self.seq_len, n_views=self.n_views)
+                    plan_report(
+                        sources, constant, self.global_batch_size, self.seq_len, n_views=self.n_views, part=self.part
+                    )
                 raise ValueError(
                     f"the sources are used up at position {followed.end:,}: they cannot give one global batch of "
                     f"{self.global_batch_size:,} sequences from position {start:,}; raise max_epochs or lower it"
@@ -173,13 +182,16 @@ class MixtureLoader:
                 n_views=self.n_views,
                 validate=validate,
                 after=after,
+                part=self.part,
             )
             self.schedule, self._end = self.plan.schedule, self.plan.end
             self.num_sequences = self._asked
             if self.plan.end < self._asked:
                 self.num_sequences = self.plan.end // self.global_batch_size * self.global_batch_size
         self._reader = Reader(
-            order=GlobalOrder(self.schedule, self.num_windows, self.seed),
+            order=GlobalOrder(
+                self.schedule, self.num_windows, self.seed, None if self.part is None else self._all_windows
+            ),
             windows=[source.window for source in sources.values()],
             documents=_document_starts(sources) if self._document_boundaries else None,
             scored=_scored(sources) if self.is_masked else None,
@@ -444,6 +456,8 @@ class MixtureLoader:
         parts: dict[str, str | int] = {"schedule": self._kind, "seq_len": self.seq_len, "seed": self.seed}
         if self.n_views != 2:
             parts["n_views"] = self.n_views
+        if self.part is not None:
+            parts["part"] = str(self.part)
         shards = {name: str(self._sources[name].fingerprint) for name in sorted(read)}
         if len(read) > SOURCES_BY_NAME:
             return parts | {"sources": sha256_json(shards)[:16]}

@@ -28,13 +28,25 @@ class GlobalOrder:
     needs at least one. In every epoch each window of a source comes exactly once, in a new order.
     """
 
-    def __init__(self, schedule: Schedule | StrictSchedule, num_windows: Mapping[str, int], seed: int) -> None:
+    def __init__(
+        self,
+        schedule: Schedule | StrictSchedule,
+        num_windows: Mapping[str, int],
+        seed: int,
+        all_windows: Mapping[str, int] | None = None,
+    ) -> None:
+        """`all_windows`: the windows of each source, of which `num_windows` are read and the others never: a part
+        drawn by the seed, in which a smaller one lies wholly inside a larger one. None: all are read."""
         names = schedule.names
         self.schedule = schedule
         self.seed = seed
         self._num_windows = np.array([num_windows[name] for name in names], dtype=np.int64)
         self._source_keys = np.array([key_of(seed, "windows", name) for name in names], dtype=np.uint64)
         self._slot_key = key_of(seed, "slots")
+        self._all_windows, self._part_keys = None, None
+        if all_windows is not None:
+            self._all_windows = np.array([all_windows[name] for name in names], dtype=np.int64)
+            self._part_keys = np.array([key_of(seed, "part", name) for name in names], dtype=np.uint64)
 
     def locate(self, position: npt.ArrayLike) -> tuple[Integers, Integers, Integers]:
         """(source index, epoch, window) at each position, int64 of its shape; window w starts at token w * seq_len."""
@@ -42,7 +54,10 @@ class GlobalOrder:
         num_windows = self._num_windows[source]
         assert bool((num_windows > 0).all()), "a source that is read has a window"
         epoch, index = np.divmod(j, num_windows)
-        return source, epoch, permute(index, num_windows, self._source_keys[source], epoch)
+        window = permute(index, num_windows, self._source_keys[source], epoch)
+        if self._all_windows is not None and self._part_keys is not None:
+            window = permute(window, self._all_windows[source], self._part_keys[source])
+        return source, epoch, window
 
     def slots(
         self, start: int, num_batches: int, global_batch_size: int, first: int, count: int, shuffled: bool = True

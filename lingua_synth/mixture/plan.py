@@ -241,6 +241,19 @@ def count_windows(num_tokens: int, seq_len: int, n_views: int = 2) -> int:
     return max(0, (num_tokens - (n_views - 1)) // seq_len)
 
 
+def count_part(num_windows: int, part: Fraction | None) -> int:
+    """Windows of a source that are read where only `part` of them are: rounded up, so that what fits into a number of
+    passes over the whole fits into it over the part. None: all."""
+    return num_windows if part is None else math.ceil(num_windows * part)
+
+
+def validate_part(part: Fraction | None) -> Fraction | None:
+    """`part`; ValueError unless it is None or a share above 0 and at most 1."""
+    if part is not None and not 0 < part <= 1:
+        raise ValueError(f"part is the share of every source's windows that is read, above 0 and at most 1; got {part}")
+    return part
+
+
 def plan_report(
     sources: Mapping[str, CountedSource | int],
     mixture: Mixture,
@@ -251,19 +264,22 @@ def plan_report(
     n_views: int = 2,
     validate: bool = True,
     after: tuple[Course, int] | None = None,
+    part: Fraction | None = None,
 ) -> MixturePlan:
     """Asked, available and planned per source, the passes, and the position at which each source runs out.
 
     `sources` gives each source of the mixture, or just its number of tokens; nothing is read. The figures are those
     of the schedule of that name, exact. `after`: (course, position) of a run that has come to that position on another
-    course; the mixture holds from there on. Raises ValueError when a source is asked for more than max_epochs passes
+    course; the mixture holds from there on. `part`: share of every source's windows that is read at all
+    (`count_part`). Raises ValueError when a source is asked for more than max_epochs passes
     and the mixture says "refuse", unless `validate` is off, and for sources that are not those of the mixture.
     """
     num_sequences = validate_count("num_sequences", num_sequences)
     seq_len = validate_count("seq_len", seq_len, at_least=1)
     validate_names(sources, mixture)
     tokens = {name: _num_tokens(sources[name]) for name in mixture.names}
-    windows = {name: count_windows(tokens[name], seq_len, n_views) for name in mixture.names}
+    validate_part(part)
+    windows = {name: count_part(count_windows(tokens[name], seq_len, n_views), part) for name in mixture.names}
     followed = follow(mixture, windows, num_sequences, seq_len, schedule=schedule, after=after)
     assert followed.end is not None, "a plan has an end"
     planned = followed.schedule.counts(followed.end).tolist()

@@ -272,6 +272,11 @@ class StudyPlanner:
     def _planned(self, cell: Cell, args: TrainArgs, *, after: str = "", first_step: int = 0) -> PlannedRun:
         num_gpus = self._num_gpus(cell)
         dp_size = max(1, num_gpus)
+        if args.synth.match_repetition is not None and cell.is_ladder:
+            raise ValueError(
+                f"run {args.name}: with synth.match_repetition every budget reads another part of the sources, and the "
+                "budgets of a ladder share their data; plan them without a ladder"
+            )
         rates = (args.optim.warmup, tuple(args.synth.keep_steps), bool(after))
         alike = (cell.grid, cell.overrides, cell.size, args.synth.tokens, repr(args.synth.feedback), *rates)
         resolved = self._resolve(_Hashed(alike, args), dp_size)
@@ -324,7 +329,13 @@ class StudyPlanner:
         synth = args.synth
         asked = tuple((name, source.ratio, source.max_epochs) for name, source in synth.sources.items())
         try:
-            rules = (repr(synth.stages), repr(synth.feedback), synth.on_exhaustion, synth.schedule)
+            rules = (
+                repr(synth.stages),
+                repr(synth.feedback),
+                synth.on_exhaustion,
+                synth.schedule,
+                synth.match_repetition,
+            )
             plan, problem = self._plan_report(_Hashed((*asked, *rules), synth), num_sequences, seq_len)
         except ValueError as error:
             raise ValueError(f"run {args.name}: {error}") from None
@@ -339,9 +350,12 @@ class StudyPlanner:
         if synth.feedback != FeedbackArgs():
             build_feedback(synth.feedback, mixture.ratios, seq_len, synth.on_exhaustion)
         # A source of unknown length is taken to be as long as the whole run and one window more, which suffices.
-        endless = (num_sequences + 1) * seq_len + 1
+        # Of a run that reads a part of its sources, as long as the run it stands for.
+        full = synth.match_repetition or 0
+        endless = max((num_sequences + 1) * seq_len, full + seq_len) + 1
         counted = {name: count if (count := self.available[name]) is not None else endless for name in synth.sources}
-        plan = plan_report(counted, mixture, num_sequences, seq_len, schedule=synth.schedule, validate=False)
+        part = Fraction(num_sequences * seq_len, full) if full else None
+        plan = plan_report(counted, mixture, num_sequences, seq_len, schedule=synth.schedule, validate=False, part=part)
         try:
             plan.validate()
         except ValueError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,9 @@ class SynthArgs:
     """Shares that follow the sources' losses, interval by interval; off by default."""
     on_exhaustion: str = "refuse"
     """When a source would exceed its max_epochs: refuse, stop, repeat (reshuffled), renormalize (the others go on)."""
+    match_repetition: int | None = None
+    """Training tokens of a longer run that this one stands for: it reads only so large a part of every source as its
+    tokens are of those, so each source is passed over as often as there. Null: the whole sources."""
     mixture_change: str = "refuse"
     """A resumed run whose mixture is not the one it began with: refuse it, or append the new one as a further stage."""
     branch_from: str | None = None
@@ -343,6 +347,20 @@ def tokens_per_step(args: TrainArgs, dp_size: int) -> int:
     return args.data.seq_len * args.data.batch_size * args.grad_acc_steps * dp_size
 
 
+def repetition_part(args: TrainArgs, num_tokens: int) -> Fraction | None:
+    """Part of every source that a run of `num_tokens` reads under `synth.match_repetition`, exact; None: all.
+    ValueError where the run it stands for is shorter."""
+    full = args.synth.match_repetition
+    if full is None:
+        return None
+    if full < num_tokens:
+        raise ValueError(
+            f"synth.match_repetition {full:,} is the number of training tokens of the run that this one stands for, at "
+            f"least this one's own {num_tokens:,}"
+        )
+    return Fraction(num_tokens, full)
+
+
 def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs:
     """Write presets, budgets and fractions out as plain keys; the input is left as it was.
 
@@ -389,6 +407,7 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     args.distributed.dp_replicate = _validate_mesh(args.distributed, dp_size)
     _validate_choices(args)
     _validate_feedback(args, tokens_per_step(args, dp_size))
+    repetition_part(args, args.steps * tokens_per_step(args, dp_size))
     return args
 
 

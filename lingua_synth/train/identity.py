@@ -30,6 +30,8 @@ def run_identity(
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
     if args.synth.feedback.every_tokens is None:
         del config["synth"]["feedback"]  # so that runs without have the identity they had before it existed
+    if args.synth.match_repetition is None:
+        del config["synth"]["match_repetition"]
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
             del source[key]

@@ -221,13 +221,16 @@ def _prepare(
         logger.info("branched off at step %d of %s", step, branch.parent.parent.name)
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", args.optim.lr)  # Lingua's scheduler looks for it in our checkpoints
-    feedback = open_feedback(args, sources)
+    feedback = open_feedback(args, sources, ranks.size)
     loader = _open_loader(args, sources, ranks, feedback, data_state)
     scored_before = state.get("scored_tokens", {})
     scored_tokens = {name: scored_before.get(name, 0) for name in sources} if loader.is_masked else {}
     # With feedback the plan is of the present interval's shares, which will not stay.
     for notice in loader.plan.notices() if loader.plan and feedback is None else []:
         logger.info("mixture: %s", notice)
+    if loader.part is not None:
+        held = ", ".join(f"{name} {count:,}" for name, count in loader.num_windows.items())
+        logger.info(f"match_repetition: {float(loader.part):.4g} of every source is read, in sequences: {held}")
     if loader.is_masked and not args.synth.document_masking:
         logger.warning("conversations see their neighbours in a sequence; synth.document_masking=true keeps them apart")
     counts = count_parameters(args.model)

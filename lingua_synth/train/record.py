@@ -166,7 +166,8 @@ def result_row(
     for name, source in sources.items():
         tokens = int(accounting[name].tokens)
         row[f"tokens_{name}"] = tokens
-        row[f"unique_tokens_{name}"] = min(tokens, source.num_tokens)
+        held = source.num_tokens if loader.part is None else loader.num_windows[name] * args.data.seq_len
+        row[f"unique_tokens_{name}"] = min(tokens, held)
         row[f"epochs_{name}"] = float(accounting[name].epochs)
     if scored_tokens:
         row["scored_tokens"] = sum(scored_tokens.values())
