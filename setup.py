@@ -22,6 +22,7 @@ EXTRAS = {
     # Near-duplicates and the languages of documents and outputs.
     "filters": ["datasketch>=1.6", "py3langid>=0.4"],
     "slurm": ["submitit>=1.5.3"],
+    "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
     "vllm": ["vllm>=0.10"],
     "hf": ["torch>=2.9", "transformers>=4.56", "jinja2>=3.1"],
     # Downstream tasks.
@@ -42,6 +43,7 @@ EXTRAS["dev"] = sorted(
         *EXTRAS["tracking"],
         *EXTRAS["eval"],
         *EXTRAS["slurm"],
+        *EXTRAS["docs"],
         # Its StatefulDataLoader carries our torch datasets' state.
         "torchdata>=0.11",
         "pytest>=8",
