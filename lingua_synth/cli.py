@@ -24,6 +24,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("lingua_synth.model.export_command", "a checkpoint as a Hugging Face folder"),
     "import": ("lingua_synth.model.import_command", "a Hugging Face Llama folder as a checkpoint to start from"),
     "study": ("lingua_synth.study.command", "a grid of runs (plan, launch, status, collect)"),
+    "generations": (
+        "lingua_synth.generations.command",
+        "rounds of training on the models' own text, and tests of collapse (run, report)",
+    ),
     "fit": ("lingua_synth.scaling.command", "scaling laws with intervals from a runs table"),
     "analyze": (
         "lingua_synth.analysis.command",

@@ -121,7 +121,7 @@ def write_report(
             asked.append(recommendation_section(answers.recommendation, evidence, questions))
         sections[1:1] = asked  # behind the summary: no pictures, so the numbers of figures stay
 
-    svgs = {picture.name: _write_picture(out_dir / "figures", picture) for picture in pictures}
+    svgs = {picture.name: write_picture(out_dir / "figures", picture) for picture in pictures}
     if answers is not None:
         with atomic_file(out_dir / "claims.csv") as file:
             file.write(claims_csv(answers.claims))
@@ -436,8 +436,8 @@ def _floor_caption(fits: StudyFits) -> str:
 # --- files ---
 
 
-def _write_picture(folder: Path, picture: Picture) -> str:
-    """Write one picture three ways; returns its SVG for the page."""
+def write_picture(folder: Path, picture: Picture) -> str:
+    """Write one picture as `folder`/<name>.svg, .png and .csv (the numbers drawn); returns its SVG for the page."""
     figure = picture.ax.get_figure()
     assert figure is not None, "axes belong to a figure"
     root = figure.figure if hasattr(figure, "figure") and figure.figure is not None else figure

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lingua_synth.config import parse_args
+from lingua_synth.generations import GenerationsArgs, validate_generations
 from lingua_synth.mixture.args import build_mixture
 from lingua_synth.study import plan_study
 from lingua_synth.study.args import parse_study
@@ -19,6 +20,9 @@ def test_every_example_config_is_read(config):
     if "study" in config.stem:
         study = parse_study([f"config={config}", "vocab_size=1024"])
         assert plan_study(study, draft=True)
+        return
+    if config.stem.startswith("generations"):
+        validate_generations(parse_args(GenerationsArgs, [f"config={config}"], prog="generations"))
         return
     args = parse_args(TrainArgs, [f"config={config}"], prog="train")
     resolved = resolve_args(args, dp_size=1, vocab_size=128_256)
@@ -36,6 +40,9 @@ def test_there_are_examples():
 @pytest.mark.parametrize("num_ranks", [1, 4, 8, 16])
 def test_the_paper_s_runs_have_the_numbers_of_its_table_2(size, num_ranks):
     config = next(path for path in CONFIGS if path.parent.name == "paper" and path.stem == size)
+    if config.stem.startswith("generations"):
+        validate_generations(parse_args(GenerationsArgs, [f"config={config}"], prog="generations"))
+        return
     args = parse_args(TrainArgs, [f"config={config}"], prog="train")
     resolved = resolve_args(args, dp_size=num_ranks, vocab_size=128_256)
     assert tokens_per_step(resolved, num_ranks) == 2**20

@@ -17,8 +17,8 @@ ROOT = PACKAGE.parent
 
 # A room may import only rooms further down; rooms on one line do not know each other.
 LAYERS = [
-    ["cli"], ["quickstart"], ["study"], ["report"], ["analysis"], ["scaling"], ["hosts"], ["train"], ["generate"],
-    ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"], ["files", "leases"],
+    ["cli"], ["quickstart"], ["generations"], ["study"], ["report"], ["analysis"], ["scaling"], ["hosts"], ["train"],
+    ["generate"], ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"], ["files", "leases"],
 ]  # fmt: skip
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -140,13 +140,15 @@ def _seconds_of_help():
 
 def test_every_example_config_is_read():
     from lingua_synth.config import parse_args
+    from lingua_synth.generations import GenerationsArgs
     from lingua_synth.study import StudyArgs
     from lingua_synth.train.args import TrainArgs
 
     files = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
     assert files
     for file in files:
-        cls = StudyArgs if file.name.startswith("study") else TrainArgs
+        kinds = {"study": StudyArgs, "generations": GenerationsArgs}
+        cls = kinds.get(file.stem.partition("_")[0], TrainArgs)
         parse_args(cls, [f"config={file}"])
 
 
