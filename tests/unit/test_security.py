@@ -239,11 +239,19 @@ def test_domains_and_ids_of_documents_write_no_file_elsewhere(tmp_path, name):
     assert not Path("/nowhere").exists()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_domain_s_name_is_a_file_s(name):
+    from lingua_synth.evaluate.domain_sets import load_domain_set, resolve_domains
+
+    with pytest.raises(ValueError, match="cannot name a domain"):
+        resolve_domains(load_domain_set("custom"), named={name: "texts.jsonl"})
+
+
 # --- shells ---
 
 
 def test_names_with_quotes_and_dollars_reach_no_shell(tmp_path):
-    """The script that `launch.dry_run` prints, run by bash with a torchrun that notes its words."""
+    """The line that `launch.dry_run` prints, its words noted by printf in place of Python."""
     from lingua_synth.study.node import run_command_words
 
     odd = tmp_path / 'it\'s $(touch ran) `touch ran`; touch ran & "x" *' / "run.yaml"
@@ -253,6 +261,25 @@ def test_names_with_quotes_and_dollars_reach_no_shell(tmp_path):
         ["bash", "-c", "printf '%s\\0' " + shlex.join(words)], cwd=tmp_path, capture_output=True, check=True
     ).stdout
     assert said.decode().split("\0")[:-1] == words
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_study_in_a_folder_of_an_odd_name_is_submitted_as_it_is_called(tmp_path):
+    """sbatch's script, run by bash with an srun that notes its words."""
+    pytest.importorskip("submitit")
+    from lingua_synth.study.launch import slurm_script
+    from lingua_synth.study.launch_args import LaunchArgs
+
+    folder = tmp_path / "it's $(touch ran) `touch ran`; touch ran & x"
+    (tmp_path / "bin").mkdir()
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(f"#!/bin/sh\nprintf '%s\\0' \"$@\" > {shlex.quote(str(tmp_path / 'words'))}\n")
+    srun.chmod(0o755)
+    script = slurm_script(folder, LaunchArgs(engine="slurm"))
+    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, capture_output=True)
+    words = (tmp_path / "words").read_text().split("\0")
+    assert any(word.startswith(str(folder)) for word in words)
     assert not (tmp_path / "ran").exists()
 
 
