@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 
 from lingua_synth.files import fsync_folder
 from lingua_synth.hosts.session import Session
+from lingua_synth.model.checkpoint_reading import CheckpointReader
 
 INCOMPLETE = ".incomplete"
 _LINGUA_TIED, _OUR_TIED = "output.tied_module.weight", "output.weight"
@@ -77,6 +78,9 @@ def build_manager_class(checkpoint: ModuleType, session: Session) -> type:
             """Go on from the newest whole checkpoint, if there is one. Raises AlreadyTrained after the last step."""
             self._is_loading = not session.is_strict
             try:
+                found = path or self.get_last_step_path(dp_rank=self._get_dp_tp_mesh(device_mesh)[0])
+                if found is not None and session.ranks.is_main and self._is_loading:
+                    CheckpointReader(found).read_metadata()  # refused here, before Lingua unpickles whatever it holds
                 super().load(model, optimizer, train_state, device_mesh, path)
             finally:
                 self._is_loading = False

@@ -34,6 +34,7 @@ from lingua_synth.hosts.loss_head import build_model_class
 from lingua_synth.hosts.plain import ignored_keys, plain_config, refuse_impossible, refuse_impossible_in_host
 from lingua_synth.hosts.session import Session
 from lingua_synth.model.checkpoint import PARAMS, list_checkpoints
+from lingua_synth.model.checkpoint_reading import CheckpointReader
 from lingua_synth.model.distributed import Ranks, leave_process_group
 from lingua_synth.train.args import TrainArgs, resolve_args
 from lingua_synth.train.evaluation import HeldOut
@@ -199,6 +200,7 @@ def _initial_checkpoint(path: str) -> Path:
                 f"checkpoint.init_ckpt_path {path}: no checkpoint there, neither {PARAMS} nor checkpoints/"
             )
         folder = found[-1]
+    CheckpointReader(folder).read_metadata()  # refused here, before Lingua unpickles whatever it holds
     return folder
 
 

@@ -1,6 +1,7 @@
 """`host=lingua` on a CPU: the same run in Meta Lingua's loop as in ours, in any order, killed or not."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,22 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(lingu
     again = train(train_args(LINGUA))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
     assert {k: v for k, v in again.items() if k != "wall_s"} == {k: v for k, v in row.items() if k != "wall_s"}
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["resumed", "initial weights"])
+def test_a_checkpoint_that_would_run_code_is_not_handed_to_lingua(lingua, train_args, tmp_path, begins):
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    train(train_args(LINGUA))
+    forget_from(tmp_path / "run", 11)
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("*10")
+    (newest / ".metadata").write_bytes(pickle.dumps(Runs()))
+    change = {"checkpoint": {"init_ckpt_path": str(newest)}} if begins else {}
+    with pytest.raises(ValueError, match="not the description of a checkpoint alone"):
+        train(train_args(LINGUA, change, dump_dir=tmp_path / ("other" if begins else "run")))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_strict_upstream_keeps_the_first_step_at_rate_zero(lingua, train_args, tmp_path):
