@@ -43,11 +43,15 @@ class FeedbackRule:
 
     def update(self, targets: Mapping[str, Decimal], losses: Mapping[str, Fraction | None]) -> dict[str, Decimal]:
         """The targets after an interval with these losses (rounded); a source of which there is none has no excess."""
-        grown = {}
-        for name, target in targets.items():
+        excess = {}
+        for name in targets:
             loss = losses.get(name)
-            excess = Fraction(0) if loss is None else max(loss - self.reference[name], Fraction(0))
-            grown[name] = _EXACT.multiply(target, _EXACT.exp(_decimal(self.step_size * excess)))
+            excess[name] = Fraction(0) if loss is None else max(loss - self.reference[name], Fraction(0))
+        most = max(excess.values())  # a factor that all share: without it, a large step_size would leave the numbers
+        grown = {
+            name: _EXACT.multiply(target, _EXACT.exp(_decimal(self.step_size * (excess[name] - most))))
+            for name, target in targets.items()
+        }
         total = sum_of(grown)
         free = _decimal(1 - len(targets) * self.min_ratio)
         floor = _decimal(self.min_ratio)

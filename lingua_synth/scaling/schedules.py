@@ -108,7 +108,7 @@ def compare_schedules(
     losses. Runs of different learning-rate schedules do not pair.
 
     The interval of a cell is Student's t over its seeds; that of all cells takes the scatter of the pairs within
-    cells, pooled: it is about these sizes and budgets, not about others.
+    cells, pooled, and cells as independent of each other: it is about these sizes and budgets, not about others.
 
     ValueError for a table that does not say which mixtures change, without any that does, or with two runs of one
     mixture, size, budget and seed, and for a mixture without a static one (with the nearest), or without a pair.

@@ -51,6 +51,15 @@ def test_the_rule_is_that_of_the_paper():
         assert decided == {n: F(count, 1000) for n, count in feedback.sequences.items()}
 
 
+def test_any_step_size_gives_shares():
+    for step_size in ("1000000000", "1/1000000000"):
+        feedback = Feedback(rule(a=0, b=0, step_size=step_size), {"a": F(1, 2), "b": F(1, 2)}, None)
+        for _ in range(3):
+            feedback.observe({"a": (900.0, 100), "b": (100.0, 100)})
+            feedback.decide(None)
+        assert feedback.sequences == ({"a": 990, "b": 10} if step_size == "1000000000" else {"a": 500, "b": 500})
+
+
 def test_losses_are_rounded_before_anything_is_decided():
     assert rounded_loss(3 * 2.0, 3) == 2 and rounded_loss(1.0, 3) == F(341, 1024) and rounded_loss(0, 0) is None
     decisions = []

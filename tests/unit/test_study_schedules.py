@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from lingua_synth.config import build_args, dump_args
 from lingua_synth.scaling import Runs, compare_schedules, load_runs, write_runs
 from lingua_synth.study import StudyArgs, collect, plan_study
+from lingua_synth.study.args import parse_study
 from lingua_synth.study.command import main
 from lingua_synth.study.overview import run_row
 from lingua_synth.train import train
@@ -62,6 +64,14 @@ def test_stages_are_planned_at_every_budget_exactly(study):
             assert all(need.epochs > 0 for need in run.needs)
     assert list(runs["anneal-nano-27k-d1024-s42"].args.synth.stages) == ["plain", "late"]
     assert not runs["static-nano-27k-d1024-s42"].args.synth.stages
+
+
+def test_the_example_holds_equal_shares_against_each_other():
+    config = Path(__file__).parents[2] / "examples" / "configs" / "study_schedules.yaml"
+    runs = plan_study(parse_study([f"config={config}", "vocab_size=1024"]), draft=True)
+    assert {run.args.synth.mixture for run in runs} == {"static", "anneal", "ramp", "early"}
+    for row in map(run_row, runs):
+        assert (row["ratio_natural"], row["ratio_synthetic"]) == ("3/4", "1/4")
 
 
 @pytest.mark.parametrize(
