@@ -51,8 +51,9 @@ class FeedbackArgs:
     raises the source's share."""
     step_size: float = 1.0
     """Factor on the excess in the exponent, above 0."""
-    min_ratio: str = "1/100"
-    """Least share of a source, above 0; a source that is used up has less."""
+    min_ratio: str = "1/1000"
+    """Least share of a source, above 0; a source that is used up has less. Every interval draws the shares towards
+    equal ones by this times the number of sources: keep it small."""
 
 
 def build_feedback(

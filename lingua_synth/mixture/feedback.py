@@ -8,6 +8,8 @@ DoReMi (Xie et al. 2023, algorithm 1) to the model that is being trained, once a
     target_i  <-  target_i exp(step_size max(loss_i - reference_i, 0)), normalized to sum 1
     target_i  <-  (1 - S min_ratio) target_i + min_ratio, with S sources: DoReMi's smoothing, and a floor
 
+The second line draws the targets to equal shares, by S min_ratio an interval, whatever the losses: DoReMi takes 0.001.
+
 The losses are those of the training tokens of the interval (the papers': held-out text, and single batches). Everything
 behind the rounded losses is integers and decimals of 50 digits, the same on every machine: the interval reads
 whole sequences in exact shares. Sums of losses over other numbers of ranks differ in their last bits; they can change
