@@ -231,11 +231,20 @@ def test_domains_and_ids_of_documents_write_no_file_elsewhere(tmp_path, name):
     (work / "in.jsonl").write_text(json.dumps(row) + "\n")
     tokenize(str(work / "in.jsonl"), work / "shards", build_tokenizer("bytes"), progress=False)
     assert TokenSource(work / "shards").document_id(0) == name
-    generate(str(work / "in.jsonl"), work / "made", "hq", build_engine("mock"), progress=False)
-    assert [d.meta["synth"]["source_id"] for d in read_documents(str(work / "made"))] in ([name], [])
+    recipe = {"name": name, "description": "x", "steps": [{"name": "a", "user": "{document}"}]}
+    (work / "in.yaml").write_text(json.dumps(recipe))
+    generate(str(work / "in.jsonl"), work / "made", str(work / "in.yaml"), build_engine("mock"), progress=False)
+    (document,) = read_documents(str(work / "made"))
+    assert (document.meta["synth"]["source_id"], document.meta["synth"]["recipe"]) == (name, name)
     split_domains(str(work / "in.jsonl"), work / "split", progress=False)
     assert everything_below(tmp_path)[:2] == ["deep", "deep/work"]
-    assert {path.split("/")[2] for path in everything_below(tmp_path)[2:]} == {"in.jsonl", "shards", "made", "split"}
+    assert {path.split("/")[2] for path in everything_below(tmp_path)[2:]} == {
+        "in.jsonl",
+        "in.yaml",
+        "shards",
+        "made",
+        "split",
+    }
     assert not Path("/nowhere").exists()
 
 
