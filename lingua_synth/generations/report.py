@@ -61,7 +61,7 @@ def write_generations_report(args: GenerationsArgs) -> Path:
     if not rows:
         raise ValueError(f"no round of {out} is finished yet; `lingua-synth generations` with its config goes on")
     _write_rows(out / ROUNDS, rows)
-    tests = tests_of(args, rows)
+    tests, notes = tests_of(args, rows)
     _write_rows(out / TESTS, [test.to_dict() for test in tests], list(CollapseTest.__dataclass_fields__))
     write_json(
         out / TESTS_JSON,
@@ -71,22 +71,29 @@ def write_generations_report(args: GenerationsArgs) -> Path:
             "margins": to_dict(args.margins),
             "regimes": args.regimes,
             "rounds_finished": {regime: _last(rows, regime) for regime in args.regimes},
+            "notes": notes,
             "tests": [test.to_dict() for test in tests],
         },
     )
-    sections = _sections(args, rows, tests)
+    sections = _sections(args, rows, tests, notes)
     svgs = {picture.name: write_picture(out / "figures", picture) for picture in pictures_of(sections)}
     with atomic_file(out / REPORT) as file:
         file.write(page_html("Generations: models trained on their own text", sections, svgs))
     return out / REPORT
 
 
-def tests_of(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]]) -> list[CollapseTest]:
-    """Every test of collapse over the rounds of `rows`."""
-    values: dict[str, dict[str, Series]] = {
-        regime: {one.name: series(rows, regime, one.column) for one in STATISTICS} for regime in args.regimes
-    }
-    return round_tests(values, to_dict(args.margins), args.level)
+def tests_of(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]]) -> tuple[list[CollapseTest], list[str]]:
+    """(every test of collapse over the rounds of `rows`, what could not be tested and why)."""
+    tests: list[CollapseTest] = []
+    notes: list[str] = []
+    for regime in args.regimes:
+        for one in STATISTICS:
+            values: dict[str, dict[str, Series]] = {regime: {one.name: series(rows, regime, one.column)}}
+            try:
+                tests += round_tests(values, to_dict(args.margins), args.level)
+            except ValueError as error:
+                notes.append(f"{regime}: {error}")
+    return tests, notes
 
 
 def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]], header: Sequence[str] = ()) -> None:
@@ -107,8 +114,10 @@ def _last(rows: Sequence[Mapping[str, Any]], regime: str) -> int:
 # --- the page ---
 
 
-def _sections(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: Sequence[CollapseTest]) -> list[Section]:
-    from lingua_synth.report import Picture, Section, Terms
+def _sections(
+    args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: Sequence[CollapseTest], notes: Sequence[str]
+) -> list[Section]:
+    from lingua_synth.report import Bullets, Picture, Section, Terms
 
     pictures = {
         name: Picture(
@@ -150,6 +159,7 @@ def _sections(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: S
                 "A gap is the change at the last round, a slope what each further round adds; intervals of one round "
                 "among several hold for all rounds at once.",
                 _tests_table(tests),
+                *([Bullets(list(notes), lead="What was not tested")] if notes else []),
                 "Margins: " + ", ".join(f"{one.title} {margins[one.name]:g} {one.unit}" for one in STATISTICS) + ".",
             ],
         ),
@@ -178,9 +188,9 @@ def _short(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: Sequ
         items = []
         for test in mine:
             statistic, _, kind = test.name.rpartition("_")
-            title = titles[statistic]
-            says = f"{title}: a change for the worse from round 0" if kind == "gap" else f"{title}: worse every round"
-            items.append(Judgement(test.verdict, f"{says}. {test.why}.", [f"{_effect(test)}; {test.where}"]))
+            title = titles[statistic].capitalize()
+            says = f"{title} worse than at round 0" if kind == "gap" else f"{title} worse with every further round"
+            items.append(Judgement(test.verdict, f"{says}: {test.why}.", [f"{_effect(test)}; {test.where}"]))
         body.append(Judgements(items))
     return body or ["Round 0 is finished; there is nothing to compare yet."]
 

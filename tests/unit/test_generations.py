@@ -7,6 +7,7 @@ import pytest
 
 from lingua_synth.cli import main
 from lingua_synth.generations import GenerationsArgs, budget_of, mixture_of, plan_round, validate_generations
+from lingua_synth.generations import report as generations_report
 from lingua_synth.generations.args import read_settings, refuse_other_folder, write_settings
 from lingua_synth.generations.collapse import STATISTICS, statistic_tests
 from lingua_synth.generations.figures import over_rounds
@@ -152,6 +153,25 @@ def test_without_repeats_nothing_is_decided_and_half_finished_rounds_do_not_mix(
     assert statistic_tests(LOSS, "replace", {1: {0: 3.0}}, margin=0.005) == []
     with pytest.raises(ValueError, match="loss of seed 1 at round 1 is nan"):
         statistic_tests(LOSS, "replace", {1: {0: 3.0, 1: float("nan")}}, margin=0.005)
+
+
+def test_what_has_no_number_is_named_and_does_not_stop_the_report():
+    rows = [
+        {
+            "regime": "replace",
+            "round": n,
+            "seed": seed,
+            "loss_macro": 3.0 + n,
+            "tail_loss": 5.0 + n,
+            "text_types": 90 - n,
+        }
+        | {"text_tail_mass": 0.0}  # of natural text as well: nothing can be said of its loss
+        for n in range(2)
+        for seed in (1, 2)
+    ]
+    tests, notes = generations_report.tests_of(GenerationsArgs(regimes=["replace"]), rows)
+    assert {test.name for test in tests if test.name.endswith("_gap")} == {"loss_gap", "tail_loss_gap", "types_gap"}
+    assert notes == ["replace: tail_mass of seed 1 at round 0 is 0.0, which has no change from 0"]
 
 
 # --- statistics of text ---
