@@ -7,4 +7,4 @@ Each arrow is one room of this package (`documents`, `generate`, `tokens`, `mixt
 planning, fitting and reporting work on a laptop without torch.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
