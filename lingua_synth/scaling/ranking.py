@@ -177,15 +177,19 @@ def _half_widths(table: np.ndarray, freedom: int, level: float) -> np.ndarray:
 
 
 def _largest_sets(tied: np.ndarray) -> list[list[int]]:
-    """Maximal sets of which every pair is tied, by their first members (Bron and Kerbosch 1973)."""
+    """Maximal sets of which every pair is tied, by their first members (Bron and Kerbosch 1973, with the pivot of
+    Tomita et al. 2006: without it thirty mixtures that are all tied take a billion steps)."""
+    near = [{j for j in range(len(tied)) if j != k and tied[k, j]} for k in range(len(tied))]
     found: list[list[int]] = []
 
     def grow(chosen: list[int], open_: set[int], closed: set[int]) -> None:
         if not open_ and not closed:
             found.append(sorted(chosen))
-        for k in sorted(open_):
-            near = {j for j in range(len(tied)) if j != k and tied[k, j]}
-            grow([*chosen, k], open_ & near, closed & near)
+            return
+        # A maximal set without this one holds another that is not tied with it: only those need to be begun with.
+        pivot = max(sorted(open_ | closed), key=lambda k: len(open_ & near[k]))
+        for k in sorted(open_ - near[pivot]):
+            grow([*chosen, k], open_ & near[k], closed & near[k])
             open_ = open_ - {k}
             closed = closed | {k}
 

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import multivariate_t
 
 from lingua_synth.scaling import Runs, fit_study, simulate_study
+from lingua_synth.scaling.ranking import _largest_sets
 from lingua_synth.scaling.ties import RunNoise, best_factor, ratio_ties, run_noise, tie_set
 
 
@@ -70,3 +71,16 @@ def test_ratio_ties_cell_by_cell():
     assert small.best == 0.33 and 0.0 not in small.ties and 1.0 not in small.ties
     blind = ratio_ties(runs, "natural", "synthetic", None)
     assert all(one.ties == one.ratios and not one.known for one in blind)
+
+
+def test_groups_of_many_tied_mixtures_are_the_largest_sets_and_take_no_time():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        tied = np.triu(rng.random((8, 8)) < rng.random(), 1)
+        tied = tied | tied.T | np.eye(8, dtype=bool)
+        subsets = [[k for k in range(8) if number >> k & 1] for number in range(1, 256)]
+        whole = [set(subset) for subset in subsets if tied[np.ix_(subset, subset)].all()]
+        expected = sorted(sorted(one) for one in whole if not any(one < other for other in whole))
+        assert _largest_sets(tied) == expected
+    # Begun with each of its members anew, a set of sixty would be found 2^60 times.
+    assert _largest_sets(np.ones((60, 60), dtype=bool)) == [list(range(60))]
