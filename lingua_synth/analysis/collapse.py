@@ -14,8 +14,7 @@ exclude another. So there is one test for each, and no verdict over all of them:
   (`tail_mass`; Shumailov et al. 2023).
 
 Inputs are plain: a runs table, losses per token type of evaluated checkpoints, token counts of corpora; each test takes
-what it needs and says so when it is missing. Every verdict follows the rule of `verdicts.py` with the margins of
-`Margins`.
+what it needs and says so when it is missing. Every verdict follows the rule of `scaling/verdicts.py` with `Margins`.
 
 E: the law's constant. beta: exponent of the training tokens D.
 """
@@ -33,13 +32,14 @@ import numpy as np
 
 from lingua_synth.analysis.gaps import MAX_RATIO, gap_tests, paired_gaps, scatter_of, small_ratio_test
 from lingua_synth.analysis.tails import CorpusCounts, EvaluatedRun, support_tests, tail_tests
-from lingua_synth.analysis.verdicts import LEVEL, VERDICTS, CollapseTest, Estimate, Question, check_margin
+from lingua_synth.analysis.verdicts import CollapseTest, Question
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import DataLaw, JointLaw, Law
 from lingua_synth.scaling.natural import base_mixture, natural_source, synthetic_ratios
 from lingua_synth.scaling.paired import paired_differences
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.verdicts import LEVEL, REJECTED, SUPPORTED, UNDECIDED, VERDICTS, Estimate, check_margin
 
 OBJECTIVES = ("mse", "huber", "lad")
 
@@ -115,8 +115,8 @@ class CollapseReport:
     def __str__(self) -> str:
         counts = self.counts()
         head = (
-            f"collapse against {self.base!r} ({self.target}): {counts['supported']} tests supported, "
-            f"{counts['rejected']} rejected, {counts['undecided']} undecided; intervals of {100 * self.level:.4g} %"
+            f"collapse against {self.base!r} ({self.target}): {counts[SUPPORTED]} tests supported, "
+            f"{counts[REJECTED]} rejected, {counts[UNDECIDED]} undecided; intervals of {100 * self.level:.4g} %"
         )
         lines = [head]
         for mixture in dict.fromkeys(test.mixture for test in self.tests):

@@ -29,10 +29,10 @@ from numpy.typing import ArrayLike
 
 from lingua_synth.analysis.coverage import match_size
 from lingua_synth.analysis.distances import SMOOTHING, kl_divergence, smoothed, validate_one_vocabulary
-from lingua_synth.analysis.verdicts import LEVEL, MANY, REJECTED, SUPPORTED, UNDECIDED
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
 from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.verdicts import LEVEL, MANY, REJECTED, SUPPORTED, UNDECIDED
 
 MANY_MIXTURES = 12
 """Up to here the interval of a rank correlation is found by simulation."""

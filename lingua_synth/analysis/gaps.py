@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lingua_synth.analysis.verdicts import LEVEL, MANY, CollapseTest, Estimate, Question
+from lingua_synth.analysis.verdicts import CollapseTest, Question
 from lingua_synth.scaling.natural import synthetic_ratios
 from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.verdicts import LEVEL, MANY, Estimate
 
 SHARE = "of the loss"
 UNITS = ("run", "size")

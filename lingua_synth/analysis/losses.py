@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lingua_synth.analysis.tails import checked_counts
-from lingua_synth.analysis.verdicts import LEVEL
 from lingua_synth.scaling.regions import t_quantile
+from lingua_synth.scaling.verdicts import LEVEL
 
 WINDOW = 1_000
 """Types in the running mean: the paper shows one and does not say how wide."""

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lingua_synth.analysis.coverage import expected_types, subsample, tail_types
-from lingua_synth.analysis.verdicts import LEVEL, MANY, CollapseTest, Estimate, Question
+from lingua_synth.analysis.verdicts import CollapseTest, Question
+from lingua_synth.scaling.verdicts import LEVEL, MANY, Estimate
 
 TAIL_SHARE = 0.05
 """The tail holds so much of the evaluated tokens (of both corpora together, for `tail_mass`)."""

@@ -1,16 +1,9 @@
-"""What a statistic says of a claim: supported, rejected or undecided, by a rule that is written beside the answer.
+"""A test of collapse: one statistic, what it would have to show, and the verdict with its reason.
 
-"No significant difference" is not evidence that there is none: a study of three runs finds none anywhere. So a claim
-comes with a *margin*, the smallest effect that would count, and both answers have to be earned by the interval:
-
-    supported   the whole interval lies above the margin,
-    rejected    the whole interval lies below the margin (an equivalence test, or test of non-inferiority),
-    undecided   the interval holds the margin, or there is no interval.
-
-With an honest interval of level 1 - a, a claim whose true effect is at or under the margin comes out supported with a
-chance of at most a/2, and one whose true effect is at or over it comes out rejected with a chance of at most a/2.
-Both cannot happen at once. A real but smaller effect than the margin is rejected, and the words beside it say that it
-is real; with a margin of 0 the rule is a plain test of the sign.
+A question carries a *margin*, the smallest effect that would count, and is answered by the rule of
+`scaling/verdicts.py`: supported when the whole interval lies above the margin, rejected when it lies below, undecided
+when it holds the margin or there is no interval. A real but smaller effect than the margin is rejected, and the words
+beside it say that it is real; with a margin of 0 the rule is a plain test of the sign.
 
 Every statistic is oriented so that the claim is "greater than": larger is worse.
 """
@@ -22,13 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingua_synth.scaling.records import record
-from lingua_synth.scaling.regions import t_quantile
-
-SUPPORTED, REJECTED, UNDECIDED = "supported", "rejected", "undecided"
-VERDICTS = (SUPPORTED, REJECTED, UNDECIDED)
-LEVEL = 0.95
-MANY = 1_000_000
-"""Degrees of freedom of a scatter that is known."""
+from lingua_synth.scaling.verdicts import LEVEL, REJECTED, SUPPORTED, Estimate, above, check_margin
 
 
 @dataclass(frozen=True)
@@ -71,34 +58,6 @@ class CollapseTest:
         if math.isfinite(self.estimate):
             shown = f"{self.estimate:+.4g} [{self.low:+.4g}, {self.high:+.4g}] {self.unit}, margin {self.margin:.3g}"
         return f"{self.verdict:<9} {self.name} of {self.mixture} {self.where}: {shown}; {self.why}"
-
-
-def verdict_of(low: float, high: float, margin: float) -> str:
-    """The verdict on "the effect is greater than `margin`" from an interval; NaN ends leave it undecided."""
-    if low > margin:
-        return SUPPORTED
-    if high < margin:
-        return REJECTED
-    return UNDECIDED
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with the variance of its error, near normal."""
-
-    value: float = math.nan
-    variance: float = math.nan
-    freedom: int = 0
-    """Degrees of freedom of the variance."""
-    why_not: str = ""
-    """Why there is no variance, and so no interval."""
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """By Student's t; NaN without a variance."""
-        if self.why_not or self.freedom < 1 or not math.isfinite(self.variance):
-            return math.nan, math.nan
-        half = t_quantile(self.freedom, level) * math.sqrt(self.variance)
-        return self.value - half, self.value + half
 
 
 @dataclass(frozen=True)
@@ -166,7 +125,7 @@ class Question:
     ) -> CollapseTest:
         """The test with its verdict. `why_not`: the reason there is no interval; the verdict is then undecided."""
         low, high = (math.nan, math.nan) if why_not else interval
-        verdict = verdict_of(low, high, self.margin)
+        verdict = above(self.margin).verdict(low, high)
         why = why_not or _why(verdict, low, high, self.words)
         return CollapseTest(
             name=self.name,
@@ -186,12 +145,6 @@ class Question:
             num_pairs=num_pairs,
             budget=budget,
         )
-
-
-def check_margin(margin: float, what: str = "margin") -> None:
-    """ValueError unless `margin` is a finite number, 0 or more."""
-    if not (math.isfinite(margin) and margin >= 0):
-        raise ValueError(f"{what} is the smallest effect that counts, 0 or more; got {margin}")
 
 
 def _why(verdict: str, low: float, high: float, words: tuple[str, str]) -> str:

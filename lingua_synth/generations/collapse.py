@@ -14,7 +14,7 @@ rounds of one seed follow from each other):
                    add to it? Round 0 is left out, as the first step away from natural text is the gap's matter. Its
                    margin is that of the gap divided by the rounds between: the growth that would add up to a gap.
 
-Verdicts by the rule of `analysis/verdicts.py`: supported when the whole interval lies above the margin, rejected when
+Verdicts by the rule of `scaling/verdicts.py`: supported when the whole interval lies above the margin, rejected when
 it lies wholly below, else undecided; so "no collapse" has to be earned as "collapse" has. In Shumailov et al. 2023 and
 Dohmatob et al. 2024 ("A tale of tails", arXiv 2402.07043) the tail goes first; Gerstgrasser et al. 2024 expect a
 bounded gap where text accumulates.
@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lingua_synth.analysis.verdicts import LEVEL, CollapseTest, Estimate, Question
+from lingua_synth.analysis.verdicts import CollapseTest, Question
+from lingua_synth.scaling.verdicts import LEVEL, Estimate
 
 Series = Mapping[int, Mapping[int, float]]
 """Seed -> round -> value; round 0 is what the others are compared with."""

@@ -17,6 +17,7 @@ from lingua_synth.generations.collapse import STATISTICS, Series, round_tests
 from lingua_synth.generations.figures import over_rounds
 from lingua_synth.generations.measure import round_rows, series
 from lingua_synth.generations.plan import plan_round, ratios_of, text_name
+from lingua_synth.scaling.verdicts import UNDECIDED
 
 if TYPE_CHECKING:
     from lingua_synth.report import Section
@@ -219,7 +220,7 @@ def _plan_table(args: GenerationsArgs) -> Any:
 def _tests_table(tests: Sequence[CollapseTest]) -> Any:
     from lingua_synth.report import Table, words
 
-    strong = frozenset((k, 2) for k, test in enumerate(tests) if test.verdict != "undecided")
+    strong = frozenset((k, 2) for k, test in enumerate(tests) if test.verdict != UNDECIDED)
     rows = []
     for test in tests:
         effect = words.NOTHING

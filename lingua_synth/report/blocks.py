@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lingua_synth.report import words
+from lingua_synth.scaling.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -141,7 +142,7 @@ def block_html(block: Block, svgs: dict[str, str], number: int | None = None) ->
 
 
 def _judgement_html(one: Judgement) -> str:
-    assert one.verdict in ("supported", "rejected", "undecided"), "the style sheet knows three"
+    assert one.verdict in VERDICTS, "the style sheet knows three"
     lines = "".join(f"<li>{html.escape(line)}</li>" for line in one.lines)
     return (
         f'<div class="judgement {one.verdict}"><p><b class="verdict">{one.verdict}</b> {html.escape(one.says)}</p>'

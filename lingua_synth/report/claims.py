@@ -2,11 +2,8 @@
 
 The claims are those of Kang et al. 2025, "Demystifying Synthetic Data in LLM Pre-training" (arXiv 2510.01631), in our
 words, each with the place where it is made. What a claim says is turned into a number (a difference of losses, a
-speed-up, a best ratio) and a *region* that number must lie in for the claim to be true on this table:
-
-    supported   the whole 95 % interval lies inside the region,
-    rejected    the whole interval lies outside,
-    undecided   anything else, or no interval.
+speed-up, a best ratio) and a *region* that number must lie in for the claim to be true on this table; the verdict
+follows from the 95 % interval by the rule of `scaling/verdicts.py`.
 
 So "not shown to differ" never counts for a claim or against it: regions of "no worse" and "about the same" end at a
 margin (`Margins`), and an answer either way has to be earned by an interval on the right side of it. A claim about
@@ -25,15 +22,24 @@ from typing import Any
 import numpy as np
 
 from lingua_synth.report import words
-from lingua_synth.report.evidence import Estimate, Evidence
+from lingua_synth.report.evidence import Evidence
 from lingua_synth.scaling.kinds import REPHRASED
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
+from lingua_synth.scaling.verdicts import (
+    LEVEL,
+    REJECTED,
+    SUPPORTED,
+    UNDECIDED,
+    VERDICTS,
+    Estimate,
+    Region,
+    above,
+    below,
+    check_margin,
+)
 
-SUPPORTED, REJECTED, UNDECIDED = "supported", "rejected", "undecided"
-VERDICTS = (SUPPORTED, REJECTED, UNDECIDED)
 NOT_ASKED = "not asked of this table"
-LEVEL = 0.95
 THIRD, TWO_THIRDS = (0.28, 0.40, 1 / 3), (0.60, 0.72, 2 / 3)
 """(least, greatest, wanted) share of what the paper calls 33 % and 67 %."""
 
@@ -59,25 +65,7 @@ class Margins:
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"margins.{name} is the smallest difference that counts, 0 or more; got {value}")
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where the number lies when the claim is true; ends may be infinite."""
-
-    low: float
-    high: float
-
-    def verdict(self, low: float, high: float) -> str:
-        """Of the interval [low, high]; NaN ends leave it undecided."""
-        if math.isnan(low) or math.isnan(high):
-            return UNDECIDED
-        # An open end of the interval ("beyond reach") lies inside a region that is open there.
-        if (low > self.low or self.low == -math.inf) and (high < self.high or self.high == math.inf):
-            return SUPPORTED
-        return REJECTED if high < self.low or low > self.high else UNDECIDED
+            check_margin(value, f"margins.{name}")
 
 
 @dataclass(frozen=True)
@@ -195,14 +183,6 @@ def _why(parts: Sequence[Part], verdict: str) -> str:
 
 
 # --- numbers ---
-
-
-def _above(margin: float) -> Region:
-    return Region(margin, math.inf)
-
-
-def _below(margin: float) -> Region:
-    return Region(-math.inf, margin)
 
 
 def _number(found: Estimate | None, why_not: str = "no law of these mixtures and no repeated seeds") -> Callable:
@@ -433,7 +413,7 @@ def _speedup_large(e: Evidence, m: Margins) -> Claim:
         "abstract, sections 1 and 6",
         "Tokens that natural text needs over those of the mixture, for equal loss, at the largest budget: supported "
         "when at least 5.",
-        _speedups(e, _above(5.0)), ("speedup",), missing=_NO_REPHRASED, any_of=True,
+        _speedups(e, above(5.0)), ("speedup",), missing=_NO_REPHRASED, any_of=True,
     )  # fmt: skip
 
 
@@ -443,12 +423,12 @@ def _speedup_any(e: Evidence, m: Margins) -> Claim:
         "A third of rephrased text in natural text saves training tokens.",
         "abstract, section 4.1.3",
         "The same number, supported when above 1 and rejected when below.",
-        _speedups(e, _above(1.0)), ("speedup",), missing=_NO_REPHRASED,
+        _speedups(e, above(1.0)), ("speedup",), missing=_NO_REPHRASED,
     )  # fmt: skip
 
 
 def _pure_rephrased(e: Evidence, m: Margins) -> Claim:
-    asked = [part for s in e.sources(*REPHRASED) for part in _gap_at_budget(e, e.pure(s), e.base, _above(-m.loss))]
+    asked = [part for s in e.sources(*REPHRASED) for part in _gap_at_budget(e, e.pure(s), e.base, above(-m.loss))]
     return _claim(
         "pure_rephrased_not_better",
         "Rephrased text alone is no better than natural text alone.",
@@ -462,7 +442,7 @@ def _pure_textbook(e: Evidence, m: Margins) -> Claim:
     asked = [
         part
         for s in e.sources("textbook")
-        for part in _gap_at_budget(e, e.pure(s), e.base, _above(m.notable), last=False)
+        for part in _gap_at_budget(e, e.pure(s), e.base, above(m.notable), last=False)
     ]
     return _claim(
         "pure_textbook_worse",
@@ -475,7 +455,7 @@ def _pure_textbook(e: Evidence, m: Margins) -> Claim:
 
 def _textbook_shrinks(e: Evidence, m: Margins) -> Claim:
     asked = [
-        part for s in e.sources("textbook") for part in _trend(e, e.pure(s), _above(m.trend), sizes=False, falls=True)
+        part for s in e.sources("textbook") for part in _trend(e, e.pure(s), above(m.trend), sizes=False, falls=True)
     ]
     return _claim(
         "textbook_gap_shrinks_with_budget",
@@ -491,7 +471,7 @@ def _mixtures_beat_pure(e: Evidence, m: Margins) -> Claim:
         part
         for s in e.sources(*REPHRASED, "textbook")
         for mixture in (_third(e, s), _two_thirds(e, s))
-        for part in _gap_at_budget(e, mixture, e.pure(s), _below(-m.loss))
+        for part in _gap_at_budget(e, mixture, e.pure(s), below(-m.loss))
     ]
     return _claim(
         "mixtures_beat_pure",
@@ -522,7 +502,7 @@ def _textbook_third(e: Evidence, m: Margins) -> Claim:
     asked = [
         part
         for s in e.sources("textbook")
-        for part in _gap_at_budget(e, _third(e, s), _two_thirds(e, s), _below(-m.loss))
+        for part in _gap_at_budget(e, _third(e, s), _two_thirds(e, s), below(-m.loss))
     ]
     return _claim(
         "textbook_third_better_than_two_thirds",
@@ -536,8 +516,8 @@ def _textbook_third(e: Evidence, m: Margins) -> Claim:
 def _textbook_overtakes(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("textbook"):
-        asked += _gap_at_budget(e, _third(e, s), e.base, _above(0.0), last=False)
-        asked += _gap_at_budget(e, _third(e, s), e.base, _below(0.0))
+        asked += _gap_at_budget(e, _third(e, s), e.base, above(0.0), last=False)
+        asked += _gap_at_budget(e, _third(e, s), e.base, below(0.0))
     return _claim(
         "textbook_third_overtakes",
         "A third of textbooks is behind natural text at small budgets and passes it as budgets grow (the paper: after "
@@ -549,7 +529,7 @@ def _textbook_overtakes(e: Evidence, m: Margins) -> Claim:
 
 
 def _textbook_two_thirds(e: Evidence, m: Margins) -> Claim:
-    asked = [part for s in e.sources("textbook") for part in _gap_at_budget(e, _two_thirds(e, s), e.base, _above(0.0))]
+    asked = [part for s in e.sources("textbook") for part in _gap_at_budget(e, _two_thirds(e, s), e.base, above(0.0))]
     return _claim(
         "textbook_two_thirds_behind",
         "Two thirds of textbooks stay behind natural text at every budget.",
@@ -564,7 +544,7 @@ def _textbook_mixture_degrades(e: Evidence, m: Margins) -> Claim:
         part
         for s in e.sources("textbook")
         for mixture in (_third(e, s), _two_thirds(e, s))
-        for part in _gap_at_budget(e, mixture, e.base, _above(m.loss), last=False)
+        for part in _gap_at_budget(e, mixture, e.base, above(m.loss), last=False)
     ]
     return _claim(
         "textbook_mixtures_degrade",
@@ -580,7 +560,7 @@ def _no_degradation(e: Evidence, m: Margins) -> Claim:
         part
         for s in e.sources(*REPHRASED)
         for mixture in (_third(e, s), _two_thirds(e, s))
-        for part in _gap_at_budget(e, mixture, e.base, _below(m.loss))
+        for part in _gap_at_budget(e, mixture, e.base, below(m.loss))
     ]
     return _claim(
         "rephrased_no_degradation",
@@ -592,7 +572,7 @@ def _no_degradation(e: Evidence, m: Margins) -> Claim:
 
 
 def _pure_rephrased_large_models(e: Evidence, m: Margins) -> Claim:
-    asked = [part for s in e.sources(*REPHRASED) for part in _gap_at_size(e, e.pure(s), e.base, _above(0.0))]
+    asked = [part for s in e.sources(*REPHRASED) for part in _gap_at_size(e, e.pure(s), e.base, above(0.0))]
     return _claim(
         "pure_rephrased_behind_in_large_models",
         "Large models trained on rephrased text alone are behind those trained on natural text.",
@@ -604,7 +584,7 @@ def _pure_rephrased_large_models(e: Evidence, m: Margins) -> Claim:
 
 def _two_thirds_large_models(e: Evidence, m: Margins) -> Claim:
     asked = [
-        part for s in e.sources(*REPHRASED) for part in _gap_at_size(e, _two_thirds(e, s), _third(e, s), _above(0.0))
+        part for s in e.sources(*REPHRASED) for part in _gap_at_size(e, _two_thirds(e, s), _third(e, s), above(0.0))
     ]
     return _claim(
         "two_thirds_worse_in_large_models",
@@ -617,9 +597,7 @@ def _two_thirds_large_models(e: Evidence, m: Margins) -> Claim:
 
 def _textbook_gain_shrinks(e: Evidence, m: Margins) -> Claim:
     asked = [
-        part
-        for s in e.sources("textbook")
-        for part in _trend(e, _third(e, s), _above(m.trend), sizes=True, falls=False)
+        part for s in e.sources("textbook") for part in _trend(e, _third(e, s), above(m.trend), sizes=True, falls=False)
     ]
     return _claim(
         "textbook_gain_shrinks_with_size",
@@ -633,7 +611,7 @@ def _textbook_gain_shrinks(e: Evidence, m: Margins) -> Claim:
 def _lower_floor(e: Evidence, m: Margins) -> Claim:
     pure_qa = {e.pure(s) for s in e.sources("qa")}
     synthetic = [one for one in e.main_mixtures if one != e.base and one not in pure_qa]
-    asked = [part for one in synthetic for part in _constants(e, one, [e.base] if e.base else [], _below(0.0))]
+    asked = [part for one in synthetic for part in _constants(e, one, [e.base] if e.base else [], below(0.0))]
     return _claim(
         "synthetic_lowers_floor",
         "Every mixture with synthetic text, and every pure kind but question-answer text, has a lower irreducible "
@@ -648,7 +626,7 @@ def _lowest_floor(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("hq"):
         third = _third(e, s)
-        asked += _constants(e, third, [one for one in e.main_mixtures if one != third], _below(0.0))
+        asked += _constants(e, third, [one for one in e.main_mixtures if one != third], below(0.0))
     return _claim(
         "hq_third_lowest_floor",
         "A third of text rephrased as clear prose has the lowest irreducible loss of all mixtures.",
@@ -662,7 +640,7 @@ def _pure_qa_floor(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("qa"):
         pure = e.pure(s)
-        asked += _constants(e, pure, [one for one in e.main_mixtures if one not in (pure, e.base)], _above(0.0))
+        asked += _constants(e, pure, [one for one in e.main_mixtures if one not in (pure, e.base)], above(0.0))
     return _claim(
         "pure_qa_high_floor",
         "Question-answer text alone has the highest irreducible loss but that of natural text.",
@@ -686,8 +664,8 @@ def _ratio_thirty(e: Evidence, m: Margins) -> Claim:
 def _ratios_below_half(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources(*REPHRASED, "textbook"):
-        asked += _best_ratio(e, s, _below(0.5), last=False)
-        asked += _best_ratio(e, s, _below(0.5), last=True)
+        asked += _best_ratio(e, s, below(0.5), last=False)
+        asked += _best_ratio(e, s, below(0.5), last=True)
     return _claim(
         "good_ratios_below_half",
         "The best share of synthetic text is below a half, whatever its kind and the scale.",
@@ -703,7 +681,7 @@ def _hq_half(e: Evidence, m: Margins) -> Claim:
         place = _ratio_place(e, s, True)
         if place is not None:
             subject = f"30 % against 50 % of {words.quoted(s)}, {_where(*place)}"
-            asked.append((subject, "change", _below(0.0), _thirty_against_half(e, s, place)))
+            asked.append((subject, "change", below(0.0), _thirty_against_half(e, s, place)))
     return _claim(
         "thirty_beats_half",
         "30 % of text rephrased as clear prose is better than the 50 % that WRAP used.",
@@ -727,7 +705,7 @@ def _thirty_against_half(e: Evidence, source: str, place: tuple[str, float]) -> 
 
 
 def _qa_falls(e: Evidence, m: Margins) -> Claim:
-    asked = [part for s in e.sources("qa") for part in _ratio_change(e, s, _above(m.ratio), falls=True)]
+    asked = [part for s in e.sources("qa") for part in _ratio_change(e, s, above(m.ratio), falls=True)]
     return _claim(
         "qa_ratio_falls_with_scale",
         "The best share of question-answer text falls as models and budgets grow.",
@@ -740,8 +718,8 @@ def _qa_falls(e: Evidence, m: Margins) -> Claim:
 def _textbook_grows(e: Evidence, m: Margins) -> Claim:
     asked: list[Asked] = []
     for s in e.sources("textbook"):
-        asked += _best_ratio(e, s, _below(0.05), last=False)
-        asked += _ratio_change(e, s, _above(m.ratio), falls=False)
+        asked += _best_ratio(e, s, below(0.05), last=False)
+        asked += _ratio_change(e, s, above(m.ratio), falls=False)
     return _claim(
         "textbook_ratio_grows_with_scale",
         "The best share of textbooks is under 5 % at small scale and grows with it.",
@@ -759,7 +737,7 @@ def _no_gain(e: Evidence, m: Margins) -> Claim:
         "abstract, section 5.2",
         "Change of the loss from the generator nearest 8B to the largest, at equal shares: supported when the gain is "
         f"under {_pct(m.generator)} beyond doubt.",
-        _generators(e, None, True, _above(-m.generator)), ("generators",), missing=_NO_GENERATORS,
+        _generators(e, None, True, above(-m.generator)), ("generators",), missing=_NO_GENERATORS,
     )  # fmt: skip
 
 
@@ -769,7 +747,7 @@ def _small_generator(e: Evidence, m: Margins) -> Claim:
         "A generator of some 3B parameters writes worse training text than one of 8B.",
         "section 5.2",
         "Change of the loss from the generator nearest 8B to the smallest, at equal shares: supported when above 0.",
-        _generators(e, None, False, _above(0.0)), ("generators",), missing=_NO_GENERATORS,
+        _generators(e, None, False, above(0.0)), ("generators",), missing=_NO_GENERATORS,
     )  # fmt: skip
 
 
@@ -779,7 +757,7 @@ def _largest_worse(e: Evidence, m: Margins) -> Claim:
         "For text rephrased as clear prose the largest generator (70B) is worse than one of 8B.",
         "section 5.2",
         "The same change for that kind alone: supported when above 0.",
-        _generators(e, "hq", True, _above(0.0)), ("generators",), missing=_NO_GENERATORS,
+        _generators(e, "hq", True, above(0.0)), ("generators",), missing=_NO_GENERATORS,
     )  # fmt: skip
 
 

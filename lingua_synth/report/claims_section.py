@@ -11,10 +11,11 @@ from typing import Any
 
 from lingua_synth.report import paper_figures, words
 from lingua_synth.report.blocks import Block, Bullets, Judgement, Judgements, Picture, Section, Table
-from lingua_synth.report.claims import LEVEL, NOT_ASKED, UNDECIDED, VERDICTS, Claim, Margins, paper_claims
+from lingua_synth.report.claims import NOT_ASKED, Claim, Margins, paper_claims
 from lingua_synth.report.evidence import Evidence
 from lingua_synth.scaling.recommendation import Option, Recommendation, recommend
 from lingua_synth.scaling.validation import Holdout
+from lingua_synth.scaling.verdicts import LEVEL, UNDECIDED, VERDICTS
 
 MOST_PARTS = 12
 """Numbers of one claim on the page; claims.csv has them all."""

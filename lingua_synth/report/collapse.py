@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lingua_synth.report import collapse_figures, words
 from lingua_synth.report.blocks import Block, Bullets, Picture, Section, Table, Terms
 from lingua_synth.report.collapse_figures import STATISTICS
+from lingua_synth.scaling.verdicts import UNDECIDED, VERDICTS
 
 if TYPE_CHECKING:
     from lingua_synth.analysis import CollapseReport, CollapseTest
@@ -76,7 +77,7 @@ def sentences(report: CollapseReport) -> list[str]:
     for mixture in dict.fromkeys(test.mixture for test in report.tests):
         mine = [t for t in report.select(mixture=mixture) if t.name in STATISTICS]
         parts = [f"{mixture}:"]
-        for verdict in ("supported", "rejected", "undecided"):
+        for verdict in VERDICTS:
             names = [_named(t) for t in mine if t.verdict == verdict]
             if names:
                 parts.append(f"{verdict} {words.joined(names)};")
@@ -87,7 +88,7 @@ def sentences(report: CollapseReport) -> list[str]:
 def _named(test: CollapseTest) -> str:
     """The statistic; where it is decided, with what its interval says."""
     name = STATISTICS[test.name]
-    return name if test.verdict == "undecided" else f"{name} ({test.why.split(';')[0]})"
+    return name if test.verdict == UNDECIDED else f"{name} ({test.why.split(';')[0]})"
 
 
 def _verdict_pictures(report: CollapseReport) -> list[Picture]:
@@ -112,7 +113,7 @@ def _table(report: CollapseReport) -> Table:
     rows: list[list[Any]] = []
     strong = set()
     for test in report.tests:
-        if test.verdict != "undecided":
+        if test.verdict != UNDECIDED:
             strong.add((len(rows), 2))
         name = STATISTICS.get(test.name, "loss at one budget")
         effect = words.NOTHING

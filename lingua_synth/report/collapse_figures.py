@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lingua_synth.report import style, words
 from lingua_synth.report.canvas import canvas_on, categories, count_axis
+from lingua_synth.scaling.verdicts import REJECTED, SUPPORTED, UNDECIDED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ STATISTICS = {
     "tail_mass": "share of rare types",
 }
 """Names of the statistics as a reader sees them."""
-VERDICT_LOOKS = {"supported": ("#D55E00", "D"), "rejected": ("#0072B2", "o"), "undecided": (style.FAINT, "s")}
+VERDICT_LOOKS = {SUPPORTED: ("#D55E00", "D"), REJECTED: ("#0072B2", "o"), UNDECIDED: (style.FAINT, "s")}
 FARTHEST = 8.0
 """Margins shown to either side of 0; what lies further stands at the edge as an arrow."""
 

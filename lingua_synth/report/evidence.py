@@ -30,9 +30,10 @@ from lingua_synth.scaling.laws import DataLaw, Law, ModelLaw
 from lingua_synth.scaling.natural import PURE, base_mixture, synthetic_ratios
 from lingua_synth.scaling.pooled import MixtureFits, fit_mixtures
 from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
-from lingua_synth.scaling.regions import resampled_error, t_quantile
+from lingua_synth.scaling.regions import resampled_error
 from lingua_synth.scaling.ties import RunNoise, run_noise
 from lingua_synth.scaling.uncertainty import PairedBootstrap
+from lingua_synth.scaling.verdicts import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,22 +44,6 @@ KNOWN = 10_000
 """Degrees of freedom of a noise that was given."""
 Term = tuple[float, str, str, float]
 """(coefficient, mixture, size, tokens): a contrast is a sum of coefficient times ln(loss)."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its error."""
-
-    value: float
-    error: float
-    freedom: int
-    how: str
-    """By what it was found, in words."""
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """Student's t interval."""
-        half = t_quantile(self.freedom, level) * self.error
-        return self.value - half, self.value + half
 
 
 @dataclass(frozen=True)
@@ -294,7 +279,7 @@ class Evidence:
         freedom = min(member.freedom for member in together.drawn.members.values())
         error = float(resampled_error(values[:, None])[0])
         missed = self._misfit(together)
-        return Estimate(point, math.sqrt(error**2 + missed**2 * squares / 2), freedom, together.what)
+        return Estimate(point, error**2 + missed**2 * squares / 2, freedom, how=together.what)
 
     def _misfit(self, together: Together) -> float:
         """Standard deviation of what the laws' gap to the base misses and noise does not explain; 0 without seeds."""
@@ -335,7 +320,7 @@ class Evidence:
                 return None
             value += coefficient * float(np.mean(np.log(losses)))
             variance += coefficient**2 * self.noise.sd**2 / len(losses)
-        return Estimate(value, math.sqrt(variance), self.noise.freedom, f"runs there, noise of {self.noise.source}")
+        return Estimate(value, variance, self.noise.freedom, how=f"runs there, noise of {self.noise.source}")
 
     def paired(self, pairs: Sequence[tuple[str, str]]) -> Estimate | None:
         """Mean of ln(loss of first / loss of second) over all places that a pair shares, places as units.
@@ -354,8 +339,8 @@ class Evidence:
         num, mean = len(values), float(np.mean(values))
         if num >= 3:
             error = float(np.std(values, ddof=1)) / math.sqrt(num)
-            return Estimate(mean, error, num - 1, f"{num} pairs of cells trained alike")
+            return Estimate(mean, error**2, num - 1, how=f"{num} pairs of cells trained alike")
         if self.noise is None or not self.noise.from_seeds:
             return None
         error = self.noise.sd * math.sqrt(sum(variances)) / num
-        return Estimate(mean, error, self.noise.freedom, f"{num} pairs, noise of {self.noise.source}")
+        return Estimate(mean, error**2, self.noise.freedom, how=f"{num} pairs, noise of {self.noise.source}")

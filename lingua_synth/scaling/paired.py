@@ -35,7 +35,7 @@ from lingua_synth.scaling.refits import (
     validate_own_minimum,
 )
 from lingua_synth.scaling.uncertainty import _tails
-from lingua_synth.scaling.wald import Estimate, scatter
+from lingua_synth.scaling.wald import Estimates, scatter
 
 MIN_SHARED = 4
 """Fewer cells show no correlation."""
@@ -171,7 +171,7 @@ def paired_differences(fits: Mapping[str, ScalingFit], level: float = 0.95) -> P
 
 def difference(
     one: Tables, two: Tables, rows_one: np.ndarray, rows_two: np.ndarray, a: Quantity, b: Quantity
-) -> Estimate:
+) -> Estimates:
     """`a` of the first tables less `b` of the second, `[T]`; the rows `[cells]` of both stand for the same cells."""
     spreads = [scatter(tables).variance for tables in (one, two)]
     parts = []
@@ -186,7 +186,7 @@ def difference(
     cross = (parts[0][:, rows_one] * parts[1][:, rows_two]).sum(axis=-1) * np.sqrt(spreads[0] * spreads[1])
     variance = variance - 2 * correlation_of(one, two, rows_one, rows_two) * cross
     value = a.value(one.theta) - b.value(two.theta)
-    return Estimate(value, np.sqrt(np.maximum(variance, 0.0)), float(min(one.freedom, two.freedom)))
+    return Estimates(value, np.sqrt(np.maximum(variance, 0.0)), float(min(one.freedom, two.freedom)))
 
 
 def correlation_of(one: Tables, two: Tables, rows_one: np.ndarray, rows_two: np.ndarray) -> np.ndarray:

@@ -44,7 +44,7 @@ class Scatter:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimates:
     """A quantity of each table, on its symmetric scale, `[T]`."""
 
     value: np.ndarray
@@ -161,7 +161,7 @@ def covariance(tables: Tables, noise: Scatter | None = None) -> np.ndarray:
     return bread @ ((turned * weights**2) @ jacobian) @ bread * noise.variance[:, None, None]
 
 
-def wald(tables: Tables, quantities: list[Quantity]) -> list[Estimate]:
+def wald(tables: Tables, quantities: list[Quantity]) -> list[Estimates]:
     """Each quantity with its first-order standard error; an error of 0 where it rests on parameters at a bound."""
     spread = covariance(tables)
     found = []
@@ -169,5 +169,5 @@ def wald(tables: Tables, quantities: list[Quantity]) -> list[Estimate]:
         slope = quantity.gradient(tables.theta)
         slope = np.where(tables.free, slope, 0.0)
         variance = np.einsum("tp,tpq,tq->t", slope, spread, slope)
-        found.append(Estimate(quantity.value(tables.theta), np.sqrt(np.maximum(variance, 0.0)), tables.freedom))
+        found.append(Estimates(quantity.value(tables.theta), np.sqrt(np.maximum(variance, 0.0)), tables.freedom))
     return found

@@ -12,7 +12,8 @@ from collapse_doubles import BUDGETS, SIZES, corpus, evaluated, table, zipf_coun
 from lingua_synth.analysis.collapse import Margins, collapse_tests
 from lingua_synth.analysis.gaps import gap_tests, paired_gaps, scatter_of, small_ratio_test
 from lingua_synth.analysis.tails import EvaluatedRun, expected_types, support_tests, tail_of, tail_tests
-from lingua_synth.analysis.verdicts import Estimate, Question, verdict_of
+from lingua_synth.analysis.verdicts import Question
+from lingua_synth.scaling.verdicts import Estimate, above
 
 SMALL_RATIOS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 
@@ -39,7 +40,7 @@ def verdicts(tests):
     ],
 )
 def test_a_verdict_takes_the_whole_interval(low, high, margin, verdict):
-    assert verdict_of(low, high, margin) == verdict
+    assert above(margin).verdict(low, high) == verdict
     test = Question("x", "c", "u", margin, ("worse", "better")).judge(
         "m", "b", 0.0, (low, high), where="here", num_pairs=1
     )

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from lingua_synth.report.claims import REJECTED, SUPPORTED, UNDECIDED, Margins, Region, paper_claims
+from lingua_synth.report.claims import Margins, paper_claims
 from lingua_synth.report.evidence import Evidence
 from lingua_synth.scaling import JointLaw, Runs, StudyFits, fit_mixtures
 from lingua_synth.scaling.simulate import RatioEffect
+from lingua_synth.scaling.verdicts import REJECTED, SUPPORTED, UNDECIDED, Region
 
 NATURAL = {"E": 1.95, "A": 410.0, "B": 1500.0, "alpha": 0.34, "beta": 0.33}
 SIZES = {"200M": 85e6, "500M": 325e6, "1B": 858e6, "3B": 2.69e9}
