@@ -282,5 +282,6 @@ def _refuse_other_documents(first: Evaluation, other: Evaluation, names: list[st
         if different:
             raise ValueError(
                 f"{first.folder} and {other.folder} scored other documents of {name!r} ({', '.join(different)}); "
-                "evaluate both on the same texts, with the same max_tokens_per_domain"
+                "evaluate both on the same texts, with the same max_tokens_per_domain; of two vocabularies, with "
+                "max_bytes_per_domain"
             )

@@ -69,6 +69,9 @@ class EvaluateArgs:
     """lingua-compat: `generator.max_tokens` of Lingua's evaluation (its default; its configs/eval.yaml has 8192)."""
     max_tokens_per_domain: int | None = None
     """Budget: whole documents, in a fixed order, until so many tokens are reached; null scores all."""
+    max_bytes_per_domain: int | None = None
+    """The same in UTF-8 bytes of text: it takes the same documents under every tokenizer, so figures compare in bits
+    per byte. Instead of max_tokens_per_domain."""
     shards: str = ""
     """Folder for the shards of domains that are documents, kept for the next time; empty: inside `out`."""
     tokenizer: TokenizerArgs = field(default_factory=lambda: TokenizerArgs(name=""))
@@ -159,7 +162,11 @@ def evaluate(args: EvaluateArgs, *, progress: bool = True) -> Result:
             )
         sources = open_domains(paths, opened.tokenizer, _shards_folder(args), ranks, progress=progress)
         evaluator = Evaluator(
-            sources, protocol, max_tokens_per_domain=args.max_tokens_per_domain, batch_tokens=args.batch_tokens
+            sources,
+            protocol,
+            max_tokens_per_domain=args.max_tokens_per_domain,
+            max_bytes_per_domain=args.max_bytes_per_domain,
+            batch_tokens=args.batch_tokens,
         )
         if is_compat and opened.dtype == "bf16":
             # Lingua turns the parameters themselves, the norms' too, but not its rotary table.
@@ -173,7 +180,16 @@ def evaluate(args: EvaluateArgs, *, progress: bool = True) -> Result:
         record = {
             "checkpoint": str(opened.folder),
             "dtype": opened.dtype,
-            **describe(evaluator, scores, sources, domain_set, absent, args.max_tokens_per_domain, args.bootstrap),
+            **describe(
+                evaluator,
+                scores,
+                sources,
+                domain_set,
+                absent,
+                args.max_tokens_per_domain,
+                args.bootstrap,
+                max_bytes_per_domain=args.max_bytes_per_domain,
+            ),
         }
         if is_compat:
             theirs = lingua_figures(evaluator, scores, opened.tokenizer, opened.dtype)
@@ -193,6 +209,8 @@ def describe(
     absent: list[str],
     max_tokens_per_domain: int | None,
     bootstrap: BootstrapArgs,
+    *,
+    max_bytes_per_domain: int | None = None,
 ) -> dict[str, Any]:
     """What an evaluation's record says of its texts, its protocol and its figures."""
     from lingua_synth.evaluate.texts import context_token
@@ -226,6 +244,7 @@ def describe(
         "domain_set": domain_set.name,
         "coverage": {"of": len(asked), "present": list(domains), "absent": absent},
         "max_tokens_per_domain": max_tokens_per_domain,
+        "max_bytes_per_domain": max_bytes_per_domain,
         "averages": average_figures(scores.sums),
         "intervals": {
             **dataclasses.asdict(bootstrap),

@@ -42,9 +42,10 @@ class Scores:
 class Evaluator:
     """Domains ready to be scored: documents chosen, windows cut and packed once, scored as often as asked.
 
-    `domains`: token shards by name. `max_tokens_per_domain`: whole documents up to so many tokens, in a fixed order
-    (`texts.py`); None: all. `batch_tokens`: places of a batch; 0: 8,192 on a CPU, 65,536 on a GPU. Memory: the chosen
-    tokens. ValueError for a domain without a token to score, and for domains of different vocabularies.
+    `domains`: token shards by name. `max_tokens_per_domain` or `max_bytes_per_domain`: whole documents up to so many
+    tokens, or bytes of text, in a fixed order (`texts.py`); None: all. `batch_tokens`: places of a batch; 0: 8,192 on a
+    CPU, 65,536 on a GPU. Memory: the chosen tokens. ValueError for a domain without a token to score, and for domains
+    of different vocabularies.
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class Evaluator:
         protocol: Protocol,
         *,
         max_tokens_per_domain: int | None = None,
+        max_bytes_per_domain: int | None = None,
         batch_tokens: int = 0,
     ) -> None:
         if not domains:
             raise ValueError("there is no domain to evaluate; name at least one")
         self.protocol = protocol
-        self.texts = read_texts(domains, max_tokens_per_domain)
+        self.texts = read_texts(domains, max_tokens_per_domain, max_bytes_per_domain)
         self._batch_tokens = batch_tokens
         self._packing: Packing | None = None
 

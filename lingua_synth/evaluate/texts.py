@@ -1,7 +1,8 @@
 """What is scored: the documents of each domain that a budget takes, and their windows, packed into batches.
 
 `read_texts` takes whole documents in the order of a hash of their ids until the budget is reached: the same ones for
-every model, whatever the order, number or shuffling of the shards. `pack` sorts all windows by length and fills
+every model of one vocabulary, whatever the order, number or shuffling of the shards; a budget in bytes takes the same
+ones for every vocabulary. `pack` sorts all windows by length and fills
 batches of equal work, across domains, so that hardly anything is padding. Both depend on nothing but the data and the
 settings: every rank does the same and takes its batches by number.
 
@@ -106,15 +107,26 @@ def context_token(tokenizer: Mapping[str, Any]) -> int:
     )
 
 
-def read_texts(sources: Mapping[str, DocumentSource], max_tokens_per_domain: int | None) -> Texts:
+def read_texts(
+    sources: Mapping[str, DocumentSource], max_tokens_per_domain: int | None, max_bytes_per_domain: int | None = None
+) -> Texts:
     """The documents that the budget takes of each domain; memory is that of their tokens.
 
-    Whole documents until `max_tokens_per_domain` tokens are reached, so the last may go past it; None takes all. A
-    domain with fewer tokens gives them all. ValueError for a domain without a token to score, a budget below 1, and
-    domains of different vocabularies.
+    Whole documents until `max_tokens_per_domain` tokens, or `max_bytes_per_domain` bytes of text, are reached, so the
+    last may go past it; None takes all. A domain with fewer gives them all. ValueError for a domain without a token to
+    score, a budget below 1, both budgets, and domains of different vocabularies.
     """
-    if max_tokens_per_domain is not None and max_tokens_per_domain < 1:
-        raise ValueError(f"max_tokens_per_domain must be at least 1, or null for all; got {max_tokens_per_domain}")
+    for key, budget in (
+        ("max_tokens_per_domain", max_tokens_per_domain),
+        ("max_bytes_per_domain", max_bytes_per_domain),
+    ):
+        if budget is not None and budget < 1:
+            raise ValueError(f"{key} must be at least 1, or null for all; got {budget}")
+    if max_tokens_per_domain is not None and max_bytes_per_domain is not None:
+        raise ValueError(
+            f"max_tokens_per_domain {max_tokens_per_domain:,} and max_bytes_per_domain {max_bytes_per_domain:,} are "
+            "two budgets of one text: keep one of them"
+        )
     tokenizers = {name: source.manifest["tokenizer"] for name, source in sources.items()}
     _refuse_other_vocabularies(tokenizers)
     tokenizer = next(iter(tokenizers.values()))
@@ -123,7 +135,7 @@ def read_texts(sources: Mapping[str, DocumentSource], max_tokens_per_domain: int
     masks: list[npt.NDArray[np.bool_]] = []
     any_masked = any(map(_is_masked, sources.values()))
     for name, source in sources.items():
-        domain = _choose(name, source, max_tokens_per_domain)
+        domain = _choose(name, source, max_tokens_per_domain, max_bytes_per_domain)
         domains[name] = domain
         lengths.append(domain.num_tokens + 1)
         masked = _is_masked(source)
@@ -162,7 +174,7 @@ def _refuse_other_vocabularies(tokenizers: Mapping[str, Mapping[str, Any]]) -> N
             )
 
 
-def _choose(name: str, source: DocumentSource, max_tokens: int | None) -> DomainTexts:
+def _choose(name: str, source: DocumentSource, max_tokens: int | None, max_bytes: int | None) -> DomainTexts:
     marks = int(source.manifest["add_bos"]) + int(source.manifest["add_eos"])
     masked = _is_masked(source)
     if masked is None:
@@ -177,16 +189,16 @@ def _choose(name: str, source: DocumentSource, max_tokens: int | None) -> Domain
     chosen = np.flatnonzero(counts)
     if not len(chosen):
         raise ValueError(f"domain {name!r} has no token to score in {source.num_documents} documents")
-    available = int(counts.sum())
-    if max_tokens is not None and max_tokens < available:
+    num_bytes = np.asarray(source.document_num_bytes, dtype=np.int64)
+    spent, budget = (counts, max_tokens) if max_bytes is None else (num_bytes, max_bytes)
+    if budget is not None and budget < int(spent[chosen].sum()):
         keys = np.fromiter((_order(source.document_id(i)) for i in chosen.tolist()), np.uint64, len(chosen))
         ordered = chosen[np.argsort(keys, kind="stable")]
-        enough = int(np.searchsorted(np.cumsum(counts[ordered]), max_tokens)) + 1
+        enough = int(np.searchsorted(np.cumsum(spent[ordered]), budget)) + 1
         documents = np.sort(ordered[:enough])
     else:
         documents = chosen
-    num_bytes = np.asarray(source.document_num_bytes, dtype=np.int64)[documents]
-    return DomainTexts(documents, lengths[documents], num_bytes, available, len(chosen))
+    return DomainTexts(documents, lengths[documents], num_bytes[documents], int(counts.sum()), len(chosen))
 
 
 def _order(document_id: str) -> int:

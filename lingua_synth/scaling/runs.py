@@ -6,7 +6,8 @@ guessed: a cell that is not a number, a run without its loss, a repeated `run_id
 because a fit would swallow them silently. With `strict=False` they come in as they are, for `clean` to name.
 
 N: parameters of the model (three counts, see `N_COLUMNS`); tokens: the training budget D, repeats counted;
-`loss_*`: nats per token on held-out text.
+training_bytes: the UTF-8 bytes of text behind them; `loss_*`: nats per token on held-out text; `bpb_*`: bits per byte
+of it, which alone compares across tokenizers; `eval_bytes_*`: the bytes that were scored.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ from lingua_synth.files import atomic_file, what_is_there
 N_COLUMNS = {"non_embedding": "n_non_embedding", "lingua": "n_lingua", "total": "n_total"}
 """Definition of N -> its column: without vocabulary matrices; without one of them (Lingua's count); with all."""
 
-TEXT_COLUMNS = ("run_id", "mixture", "mixture_schedule", "size", "schedule", "training", "config_sha256")
+TEXT_COLUMNS = (
+    "run_id", "mixture", "mixture_schedule", "size", "tokenizer", "tokenizer_sha256", "schedule", "training",
+    "config_sha256",
+)  # fmt: skip
 IDENTITY_COLUMNS = ("run_id", "mixture", "size")
 AVERAGES = ("macro", "micro")
 """`loss_macro` and `loss_micro` are averages over domains; every other `loss_<name>` is a domain."""
 
 # Column order of the file; a name that ends in "_" stands for every column that begins with it.
 _ORDER = (
-    "run_id", "mixture", "mixture_schedule", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokens",
-    "tokens_", "unique_tokens_", "epochs_", "seed", "schedule", "loss_macro", "loss_micro", "loss_", "bpb_macro",
-    "bpb_", "flops", "gpu_hours", "wall_s", "schedule_done", "training", "config_sha256",
+    "run_id", "mixture", "mixture_schedule", "ratio_", "size", "n_non_embedding", "n_total", "n_lingua", "tokenizer",
+    "tokenizer_sha256", "tokens", "tokens_", "training_bytes", "training_bytes_", "unique_tokens_", "epochs_", "seed",
+    "schedule", "loss_macro", "loss_micro", "loss_", "bpb_macro", "bpb_", "eval_bytes_", "flops", "gpu_hours", "wall_s",
+    "schedule_done", "training", "config_sha256",
 )  # fmt: skip
 _NUMBER_COLUMNS = tuple(name for name in _ORDER if name not in TEXT_COLUMNS)
 

@@ -22,7 +22,7 @@ TABLES = (".csv", ".parquet")
 TEXTS = ("run_id", "mixture", "size", "config_sha256")
 POSITIVE = ("n_non_embedding", "n_lingua", "n_total", "tokens", "flops")
 AT_LEAST_0 = ("seed", "wall_s", "gpu_hours")
-SHARES = ("ratio_", "tokens_", "unique_tokens_", "epochs_")
+SHARES = ("ratio_", "tokens_", "training_bytes_", "unique_tokens_", "epochs_")
 """Of a source each; 0 for a run that does not use the source."""
 AVERAGES = ("loss_macro", "loss_micro")
 

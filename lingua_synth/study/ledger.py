@@ -22,7 +22,7 @@ from lingua_synth.study.args import StudyArgs
 from lingua_synth.study.plan import PlannedRun
 from lingua_synth.train.args import tokens_per_step
 from lingua_synth.train.folder import IDENTITY
-from lingua_synth.train.free_keys import without_free_keys
+from lingua_synth.train.free_keys import drop_unused_new_keys, without_free_keys
 
 LEDGER = "study.json"
 VERSION = 1
@@ -77,6 +77,7 @@ def fingerprint(run: PlannedRun) -> str:
         args, model=dataclasses.replace(shared.model, seed=model_seed), optim=shared.optim, steps=shared.steps
     )
     config = without_free_keys(to_dict(args))
+    drop_unused_new_keys(config)
     for source in config["synth"]["sources"].values():
         del source["path"], source["documents"]
     config["synth"]["evaluation"]["domains"] = sorted(config["synth"]["evaluation"]["domains"])

@@ -164,6 +164,9 @@ class EvaluationArgs:
     """Steps between evaluations on the way; 0: only after the last step."""
     max_tokens_per_domain: int | None = None
     """Budget of each domain: whole documents, in a fixed order, until so many tokens are reached; null scores all."""
+    max_bytes_per_domain: int | None = None
+    """The same in UTF-8 bytes of text, instead: it takes the same documents under every tokenizer, as a comparison in
+    bits per byte needs."""
     domain_set: str = "custom"
     """The domain set that `domains` are of, a preset or a .yaml file: results say which of it were there."""
 
@@ -212,6 +215,8 @@ class SynthArgs:
     """Warm-up as a fraction of the steps; sets `optim.warmup`."""
     mixture: str = ""
     """Name of the mixture in the runs table; empty: its sources and ratios."""
+    tokenizer: str = ""
+    """Name of the shards' tokenizer in the runs table; empty: its kind and entries, sp-4096."""
     sources: dict[str, SourceArgs] = field(default_factory=dict)
     """Sources of the mixture with their exact shares of the training tokens."""
     stages: dict[str, StageArgs] = field(default_factory=dict)

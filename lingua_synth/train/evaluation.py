@@ -37,7 +37,12 @@ class HeldOut:
             resolve_domains(self._domain_set, named=asked.domains)  # refuses a name that is not of the set
         self._absent = [name for name in self._domain_set.domains if name not in domains]
         protocol = build_protocol("disjoint", seq_len=args.data.seq_len)
-        self._evaluator = Evaluator(domains, protocol, max_tokens_per_domain=asked.max_tokens_per_domain)
+        self._evaluator = Evaluator(
+            domains,
+            protocol,
+            max_tokens_per_domain=asked.max_tokens_per_domain,
+            max_bytes_per_domain=asked.max_bytes_per_domain,
+        )
 
     def __bool__(self) -> bool:
         return self._evaluator is not None
@@ -60,6 +65,7 @@ class HeldOut:
                 self._absent,
                 self._args.synth.evaluation.max_tokens_per_domain,
                 BootstrapArgs(),
+                max_bytes_per_domain=self._args.synth.evaluation.max_bytes_per_domain,
             ),
         }
         write_evaluation(Path(self._args.dump_dir) / EVALUATION, record, scores)

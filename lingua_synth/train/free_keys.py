@@ -35,6 +35,7 @@ FREE_KEYS = (
     "checkpoint.dump",
     "checkpoint.eval",
     "checkpoint.path",
+    "synth.tokenizer",
     "synth.preset",
     "synth.tokens",
     "synth.global_batch_tokens",
@@ -67,3 +68,15 @@ def without_free_keys(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(section, dict):
             section.pop(last, None)
     return config
+
+
+def drop_unused_new_keys(config: dict[str, Any]) -> None:
+    """Take out keys that came after 0.4 where they are not used, so that runs and studies without them keep the
+    identity they had before."""
+    synth = config["synth"]
+    if synth["feedback"]["every_tokens"] is None:
+        del synth["feedback"]
+    if synth["match_repetition"] is None:
+        del synth["match_repetition"]
+    if synth["evaluation"]["max_bytes_per_domain"] is None:
+        del synth["evaluation"]["max_bytes_per_domain"]

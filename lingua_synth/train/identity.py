@@ -18,7 +18,7 @@ from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, tokens_per_step
 from lingua_synth.train.folder import CONFIG, IDENTITY, METRICS, RESULT
-from lingua_synth.train.free_keys import without_free_keys
+from lingua_synth.train.free_keys import drop_unused_new_keys, without_free_keys
 
 
 def run_identity(
@@ -28,10 +28,7 @@ def run_identity(
     config = without_free_keys(to_dict(args))
     # Any split of the batch over ranks and micro-batches is the same run.
     config["tokens_per_step"] = tokens_per_step(args, dp_size)
-    if args.synth.feedback.every_tokens is None:
-        del config["synth"]["feedback"]  # so that runs without have the identity they had before it existed
-    if args.synth.match_repetition is None:
-        del config["synth"]["match_repetition"]
+    drop_unused_new_keys(config)
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
             del source[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -127,6 +128,17 @@ def mixture_schedule(mixture: Mixture, course: Course, num_sequences: int, seq_l
     return "; ".join(f"from token {span.start * seq_len:,}: {span.in_words()}" for span in spans)
 
 
+def tokenizer_name(args: TrainArgs, tokenizer: Mapping[str, Any]) -> str:
+    """The vocabulary in the runs table: as the config names it, else its kind and entries, sp-4096."""
+    return args.synth.tokenizer or f"{tokenizer['name']}-{tokenizer['n_words']}"
+
+
+def text_bytes(source: TokenSource, num_tokens: int) -> int:
+    """UTF-8 bytes of text behind so many of the source's tokens, at the bytes per token of all its shards: exact over
+    whole passes; which windows a part of one holds moves it by chance."""
+    return round(Fraction(num_tokens * int(source.manifest["bytes"]), int(source.manifest["tokens"]) or 1))
+
+
 def result_row(
     args: TrainArgs,
     sources: Mapping[str, TokenSource],
@@ -163,6 +175,10 @@ def result_row(
         "n_total": counts.total,
         "tokens": num_tokens,
     }
+    vocabulary = next(iter(sources.values())).manifest["tokenizer"]
+    row |= {"tokenizer": tokenizer_name(args, vocabulary), "tokenizer_sha256": vocabulary["sha256"]}
+    read = {name: text_bytes(source, int(accounting[name].tokens)) for name, source in sources.items()}
+    row |= {"training_bytes": sum(read.values())} | {f"training_bytes_{name}": count for name, count in read.items()}
     for name, source in sources.items():
         tokens = int(accounting[name].tokens)
         row[f"tokens_{name}"] = tokens
@@ -177,6 +193,7 @@ def result_row(
         row |= summarize(sums)
         row |= {f"loss_{name}": domain.loss for name, domain in sums.items()}
         row |= {f"bpb_{name}": domain.bits_per_byte for name, domain in sums.items()}
+        row |= {f"eval_bytes_{name}": domain.bytes for name, domain in sums.items()}
     return row | {
         "flops": num_tokens * flops_per_token(args.model, args.data.seq_len),
         "gpu_hours": num_gpus * elapsed_s / 3600,

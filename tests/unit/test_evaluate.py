@@ -152,6 +152,27 @@ def test_a_token_budget_takes_the_same_whole_documents_whatever_their_order():
     assert len(all_there_is.domains["a"].documents) == 40 and all_there_is.domains["a"].tokens_available == 400
 
 
+def test_a_budget_in_bytes_takes_the_same_documents_under_every_vocabulary():
+    documents = texts(1, range(3, 43))
+    halves = [text[::2] for text in documents]  # as if two of its tokens were one of another vocabulary
+    protocol = build_protocol("disjoint", seq_len=16)
+    num_bytes = np.array([3 * len(text) for text in documents])
+    chosen = []
+    for given in (documents, halves):
+        shards = Shards(given)
+        shards.document_num_bytes = num_bytes
+        found = Evaluator({"a": shards}, protocol, max_bytes_per_domain=500).domains["a"]
+        assert 500 <= found.num_bytes.sum() < 500 + num_bytes.max()
+        chosen.append(found.documents.tolist())
+    assert chosen[0] == chosen[1] and len(chosen[0]) < 20
+    every = Evaluator({"a": shards}, protocol, max_bytes_per_domain=int(num_bytes.sum()))
+    assert len(every.domains["a"].documents) == 40
+    with pytest.raises(ValueError, match="two budgets of one text"):
+        Evaluator({"a": shards}, protocol, max_tokens_per_domain=5, max_bytes_per_domain=5)
+    with pytest.raises(ValueError, match="max_bytes_per_domain must be at least 1"):
+        Evaluator({"a": shards}, protocol, max_bytes_per_domain=0)
+
+
 def test_a_vocabulary_without_bos_puts_eos_in_front():
     model = build_model(ARGS, seed=0)
     documents = texts(2, [5, 20])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def losses(run_dir):
     return [record["loss/mean"] for record in read_metrics(Path(run_dir) / "metrics.jsonl")]
 
 
-def test_a_run_learns_counts_and_finishes(train_args, tmp_path):
+def test_a_run_learns_counts_and_finishes(train_args, shards, tmp_path):
     row = train(train_args(), progress=False)
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [record["global_step"] for record in records] == list(range(1, 13))
@@ -34,6 +35,15 @@ def test_a_run_learns_counts_and_finishes(train_args, tmp_path):
     # 96 sequences of 32 tokens, two thirds and one third of them, exactly.
     assert (last["data/tokens/natural"], last["data/tokens/synthetic"]) == (64 * 32, 32 * 32)
     assert (row["tokens_natural"], row["tokens_synthetic"]) == (64 * 32, 32 * 32)
+    # Bytes of text: a document's, without the two marks around its tokens.
+    for name in ("natural", "synthetic"):
+        manifest = read_json(f"{shards[name]}/manifest.json")
+        assert manifest["tokens"] == manifest["bytes"] + 2 * manifest["documents"]
+        rate = Fraction(manifest["bytes"], manifest["tokens"])
+        assert row[f"training_bytes_{name}"] == round(row[f"tokens_{name}"] * rate)
+    assert row["training_bytes"] == row["training_bytes_natural"] + row["training_bytes_synthetic"]
+    assert (row["tokenizer"], row["tokenizer_sha256"]) == ("bytes-258", manifest["tokenizer"]["sha256"])
+    assert row["eval_bytes_near"] == read_json(f"{shards['near']}/manifest.json")["bytes"]
     assert (row["ratio_natural"], row["ratio_synthetic"]) == (2 / 3, 1 / 3)
     assert row["n_total"] == row["n_lingua"] + 258 * 32 == row["n_non_embedding"] + 2 * 258 * 32
     assert row["loss_macro"] == (row["loss_near"] + row["loss_far"]) / 2
