@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from lingua_synth.mixture.feedback import FeedbackRule
 from lingua_synth.mixture.mixture import Mixture, Stage
+from lingua_synth.mixture.plan import Part
 from lingua_synth.mixture.ratios import parse_ratio
 
 
@@ -21,6 +22,9 @@ class SourceArgs:
     """Exact share of the training tokens, '2/3' or 0.67, in [0, 1]. The ratios of a mixture sum to exactly 1."""
     max_epochs: float = 1.0
     """Most passes over the source, above 0; 1.0 repeats no token."""
+    part: str = "1"
+    """Exact share of the source's windows that is read at all, '1/8' or 0.25, in (0, 1]: fewer unique tokens, so more
+    passes. Drawn by the seed, a smaller part inside a larger one; `max_epochs` counts passes over the part."""
     documents: str = ""
     """Documents to tokenize into `path` on first use; empty: the shards are already there."""
 
@@ -87,6 +91,21 @@ def build_feedback(
             f"sources; got {args.step_size} and {args.min_ratio}"
         )
     return FeedbackRule(args.every_tokens // seq_len, reference, step_size, min_ratio)
+
+
+def build_part(sources: Mapping[str, SourceArgs], common: Fraction | None = None) -> Part:
+    """What is read of each source: its own `part` times `common`, a part of all; None where all are read whole.
+    ValueError, naming the source, for what is no share."""
+    parts = {}
+    for name, source in sources.items():
+        parts[name] = parse_ratio(source.part)
+        if not 0 < parts[name] <= 1:
+            raise ValueError(f"sources.{name}.part is a share of its windows, above 0 and at most 1; got {source.part}")
+    if all(part == 1 for part in parts.values()):
+        return common
+    if common is None:
+        return {name: part for name, part in parts.items() if part < 1}
+    return {name: part * common for name, part in parts.items()}
 
 
 def build_mixture(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from lingua_synth.config import parse_args
-from lingua_synth.mixture.args import SourceArgs, StageArgs, build_mixture
-from lingua_synth.mixture.plan import plan_report
+from lingua_synth.mixture.args import SourceArgs, StageArgs, build_mixture, build_part
+from lingua_synth.mixture.plan import count_windows, part_of, plan_report
 from lingua_synth.mixture.pool import BUDGETS, fit_pool, in_words, parse_tokens
-from lingua_synth.mixture.ratios import validate_count
+from lingua_synth.mixture.ratios import parse_ratio, validate_count
 
 PROG = "lingua-synth mix"
 
@@ -36,6 +37,9 @@ class MixArgs:
     """tree (random access) or strict (the tightest bound there is)."""
     seq_len: int = 4096
     """Training tokens per sequence, at least 1."""
+    part: str = "1"
+    """Exact share of every source's windows that is read at all, times the source's own `part`; 1/100 for a run that
+    stands for one of a hundred times its tokens (synth.match_repetition)."""
     num_tokens: int | None = None
     """Budget in training tokens, repeats counted; rounded up to whole sequences."""
     num_sequences: int | None = None
@@ -68,13 +72,18 @@ def main(argv: Sequence[str]) -> int | None:
     mixture = build_mixture(args.sources, args.stages, args.on_exhaustion)
     seq_len = validate_count("seq_len", args.seq_len, at_least=1)
     num_sequences = _budget(args, seq_len)
+    part = build_part(args.sources, _common_part(args.part))
     lengths = _count_tokens(args.sources)
-    plan = plan_report(lengths, mixture, num_sequences, seq_len, schedule=args.schedule, validate=False)
+    plan = plan_report(lengths, mixture, num_sequences, seq_len, schedule=args.schedule, validate=False, part=part)
     print(f"{plan.num_sequences:,} sequences of {seq_len:,} = {plan.num_tokens:,} training tokens")
     if not mixture.is_constant:
         for name, span in zip(args.stages or ["all"], mixture.course(num_sequences, seq_len).spans, strict=True):
             print(f"stage {name} from {span.start:,}: {span.in_words()}")
     print(plan)
+    for line in plan.sources:
+        if (own := part_of(part, line.name)) is not None:
+            whole = count_windows(line.num_tokens, seq_len)
+            print(f"source {line.name!r}: part {own}, {line.available_sequences:,} of its {whole:,} sequences")
     plan.validate()
     if not plan.exhaustions:
         lasts = f"; this mixture of these sources lasts {plan.max_num_sequences:,} sequences" * mixture.is_constant
@@ -84,6 +93,8 @@ def main(argv: Sequence[str]) -> int | None:
 
 def _paper(argv: Sequence[str]) -> int:
     args = parse_args(PaperArgs, argv, prog=f"{PROG} paper")
+    if build_part(args.sources) is not None:
+        raise ValueError("the pool is told by whole sources: leave sources.<name>.part out, or give tokens.<name>")
     pool = {name: parse_tokens(count) for name, count in args.tokens.items()} | _count_tokens(args.sources)
     if not pool:
         raise ValueError("no pool: name tokens.cc=2T tokens.hq=100B ..., or sources.cc.path=shards/cc ...")
@@ -91,6 +102,13 @@ def _paper(argv: Sequence[str]) -> int:
     natural = args.natural or next(iter(pool))
     print(fit_pool(pool, natural, budgets=budgets, seq_len=args.seq_len, max_epochs=args.max_epochs))
     return 0
+
+
+def _common_part(part: str) -> Fraction | None:
+    share = parse_ratio(part)
+    if not 0 < share <= 1:
+        raise ValueError(f"part is the share of every source's windows that is read, above 0 and at most 1; got {part}")
+    return None if share == 1 else share
 
 
 def _budget(args: MixArgs, seq_len: int) -> int:

@@ -23,10 +23,12 @@ from lingua_synth.mixture.mixture import Mixture
 from lingua_synth.mixture.order import GlobalOrder
 from lingua_synth.mixture.plan import (
     MixturePlan,
+    Part,
     TokenSourceLike,
     count_part,
     count_windows,
     follow,
+    part_of,
     plan_report,
     validate_names,
     validate_part,
@@ -69,7 +71,8 @@ class MixtureLoader:
     document_boundaries: tell for each token which document of its row it belongs to (`Batch.document`).
     pin_memory: read into page-locked memory, from which copies to a GPU run beside its work; without CUDA, no effect.
     part: share of every source's windows that is read at all (rounded up), drawn by the seed, a smaller part inside a
-    larger one; the others are never read, and passes count the part. None: all.
+    larger one; the others are never read, and passes count the part. Or shares by name: sources that are not named are
+    read whole, in the order they have without any part. None: all.
     state: a saved state to begin at, as `load_state_dict`; then only what is still to be read is checked against the
     sources, so that a mixture may be new that they could not have served from the start.
 
@@ -99,7 +102,7 @@ class MixtureLoader:
         document_boundaries: bool = False,
         pin_memory: bool = False,
         state: Mapping[str, Any] | None = None,
-        part: Fraction | None = None,
+        part: Part = None,
     ) -> None:
         self.seq_len = validate_count("seq_len", seq_len, at_least=1)
         self.batch_size = validate_count("batch_size", batch_size, at_least=1)
@@ -121,11 +124,11 @@ class MixtureLoader:
         self.mixture = mixture = mixture if isinstance(mixture, Mixture) else Mixture(mixture)
         validate_names(sources, mixture)
         _refuse_other_tokenizer({name: sources[name] for name in mixture.names})
-        self.part = validate_part(part)
+        self.part = validate_part(part, mixture.names)
         self._all_windows = {
             name: count_windows(sources[name].num_tokens, self.seq_len, self.n_views) for name in mixture.names
         }
-        self.num_windows = {name: count_part(count, part) for name, count in self._all_windows.items()}
+        self.num_windows = {name: count_part(n, part_of(part, name)) for name, n in self._all_windows.items()}
         """Sequences of one pass over each source."""
         self.schedule: Schedule | StrictSchedule
         """What the stream follows, from the first position on."""
@@ -190,7 +193,10 @@ class MixtureLoader:
                 self.num_sequences = self.plan.end // self.global_batch_size * self.global_batch_size
         self._reader = Reader(
             order=GlobalOrder(
-                self.schedule, self.num_windows, self.seed, None if self.part is None else self._all_windows
+                self.schedule,
+                self.num_windows,
+                self.seed,
+                {name: n for name, n in self._all_windows.items() if part_of(self.part, name) is not None},
             ),
             windows=[source.window for source in sources.values()],
             documents=_document_starts(sources) if self._document_boundaries else None,
@@ -456,7 +462,10 @@ class MixtureLoader:
         parts: dict[str, str | int] = {"schedule": self._kind, "seq_len": self.seq_len, "seed": self.seed}
         if self.n_views != 2:
             parts["n_views"] = self.n_views
-        if self.part is not None:
+        if isinstance(self.part, Mapping):
+            if listed := [f"{name} {self.part[name]}" for name in sorted(read) if name in self.part]:
+                parts["part"] = ", ".join(listed)
+        elif self.part is not None:
             parts["part"] = str(self.part)
         shards = {name: str(self._sources[name].fingerprint) for name in sorted(read)}
         if len(read) > SOURCES_BY_NAME:

@@ -35,18 +35,18 @@ class GlobalOrder:
         seed: int,
         all_windows: Mapping[str, int] | None = None,
     ) -> None:
-        """`all_windows`: the windows of each source, of which `num_windows` are read and the others never: a part
-        drawn by the seed, in which a smaller one lies wholly inside a larger one. None: all are read."""
+        """`all_windows`: the windows of sources of which `num_windows` are read and the others never: a part drawn by
+        the seed, in which a smaller one lies wholly inside a larger one. Sources that are not named are read whole."""
         names = schedule.names
         self.schedule = schedule
         self.seed = seed
         self._num_windows = np.array([num_windows[name] for name in names], dtype=np.int64)
         self._source_keys = np.array([key_of(seed, "windows", name) for name in names], dtype=np.uint64)
         self._slot_key = key_of(seed, "slots")
-        self._all_windows, self._part_keys = None, None
-        if all_windows is not None:
-            self._all_windows = np.array([all_windows[name] for name in names], dtype=np.int64)
-            self._part_keys = np.array([key_of(seed, "part", name) for name in names], dtype=np.uint64)
+        whole = all_windows or {}
+        self._is_part = np.array([name in whole for name in names])
+        self._all_windows = np.array([whole.get(name, num_windows[name]) for name in names], dtype=np.int64)
+        self._part_keys = np.array([key_of(seed, "part", name) for name in names], dtype=np.uint64)
 
     def locate(self, position: npt.ArrayLike) -> tuple[Integers, Integers, Integers]:
         """(source index, epoch, window) at each position, int64 of its shape; window w starts at token w * seq_len."""
@@ -55,8 +55,10 @@ class GlobalOrder:
         assert bool((num_windows > 0).all()), "a source that is read has a window"
         epoch, index = np.divmod(j, num_windows)
         window = permute(index, num_windows, self._source_keys[source], epoch)
-        if self._all_windows is not None and self._part_keys is not None:
-            window = permute(window, self._all_windows[source], self._part_keys[source])
+        if self._is_part.any() and (cut := self._is_part[source]).any():
+            window = np.asarray(window)
+            drawn = permute(window[cut], self._all_windows[source[cut]], self._part_keys[source[cut]])
+            window[cut] = drawn
         return source, epoch, window
 
     def slots(

@@ -12,10 +12,10 @@ the mixture's `on_exhaustion` makes of it there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -247,11 +247,26 @@ def count_part(num_windows: int, part: Fraction | None) -> int:
     return num_windows if part is None else math.ceil(num_windows * part)
 
 
-def validate_part(part: Fraction | None) -> Fraction | None:
-    """`part`; ValueError unless it is None or a share above 0 and at most 1."""
-    if part is not None and not 0 < part <= 1:
-        raise ValueError(f"part is the share of every source's windows that is read, above 0 and at most 1; got {part}")
+Part: TypeAlias = Fraction | Mapping[str, Fraction] | None
+"""Share of every source's windows that is read at all, or of those named, the others whole. None: all of them."""
+
+
+def validate_part(part: Part, names: Collection[str]) -> Part:
+    """`part`; ValueError unless it is None, a share above 0 and at most 1, or such shares of some of `names`."""
+    shares = part if isinstance(part, Mapping) else {} if part is None else {"": part}
+    for share in shares.values():
+        if not 0 < share <= 1:
+            raise ValueError(
+                f"part is the share of a source's windows that is read, above 0 and at most 1; got {share}"
+            )
+    if unknown := [name for name in shares if name and name not in names]:
+        raise ValueError(f"part names {', '.join(unknown)}; the sources are {', '.join(names)}")
     return part
+
+
+def part_of(part: Part, name: str) -> Fraction | None:
+    """The share of one source's windows that is read; None: all."""
+    return part.get(name) if isinstance(part, Mapping) else part
 
 
 def plan_report(
@@ -264,22 +279,24 @@ def plan_report(
     n_views: int = 2,
     validate: bool = True,
     after: tuple[Course, int] | None = None,
-    part: Fraction | None = None,
+    part: Part = None,
 ) -> MixturePlan:
     """Asked, available and planned per source, the passes, and the position at which each source runs out.
 
     `sources` gives each source of the mixture, or just its number of tokens; nothing is read. The figures are those
     of the schedule of that name, exact. `after`: (course, position) of a run that has come to that position on another
     course; the mixture holds from there on. `part`: share of every source's windows that is read at all
-    (`count_part`). Raises ValueError when a source is asked for more than max_epochs passes
+    (`count_part`), or shares by name. Raises ValueError when a source is asked for more than max_epochs passes
     and the mixture says "refuse", unless `validate` is off, and for sources that are not those of the mixture.
     """
     num_sequences = validate_count("num_sequences", num_sequences)
     seq_len = validate_count("seq_len", seq_len, at_least=1)
     validate_names(sources, mixture)
     tokens = {name: _num_tokens(sources[name]) for name in mixture.names}
-    validate_part(part)
-    windows = {name: count_part(count_windows(tokens[name], seq_len, n_views), part) for name in mixture.names}
+    validate_part(part, mixture.names)
+    windows = {
+        name: count_part(count_windows(tokens[name], seq_len, n_views), part_of(part, name)) for name in mixture.names
+    }
     followed = follow(mixture, windows, num_sequences, seq_len, schedule=schedule, after=after)
     assert followed.end is not None, "a plan has an end"
     planned = followed.schedule.counts(followed.end).tolist()

@@ -22,11 +22,11 @@ class MixtureSequences:
 
     Item k is a dict: `block`, the token ids, int32 `[seq_len + n_views - 1]` (inputs `block[:seq_len]`, labels
     `block[1 : seq_len + 1]`); `source`, index in the order of the mixture; `window`, of the source, beginning at token
-    window * seq_len; `epoch`, whole passes over the source before it; `position`, in the schedule; and where a source
-    holds conversations, `scored`, which labels count, bool `[seq_len]`.
+    window * seq_len; `epoch`, whole passes over the source (over its `part`) before it; `position`, in the schedule;
+    and where a source holds conversations, `scored`, which labels count, bool `[seq_len]`.
 
     Items in order are the rows of a `MixtureLoader` of one rank with the same arguments, `settings` being its seed,
-    schedule and n_views. `global_batch_size` is needed because slots are shuffled inside each global batch: every
+    schedule, n_views and part. `global_batch_size` is needed because slots are shuffled inside each global batch: every
     run of items that begins at a multiple of it and is as long has exact counts of every source, and readers that
     take every n-th item fall into no period of the schedule. A sampler that shuffles over the whole run gives that
     up: then shares are exact over the whole run only.
@@ -45,9 +45,9 @@ class MixtureSequences:
         global_batch_size: int,
         **settings: Any,
     ) -> None:
-        unknown = sorted(set(settings) - {"seed", "schedule", "n_views"})
+        unknown = sorted(set(settings) - {"seed", "schedule", "n_views", "part"})
         if unknown:
-            raise ValueError(f"no settings {unknown} of sequences; there are: seed, schedule, n_views")
+            raise ValueError(f"no settings {unknown} of sequences; there are: seed, schedule, n_views, part")
         validate_count("num_sequences", num_sequences, at_least=1)
         self._arguments: dict[str, Any] = dict(settings)
         self._arguments["mixture"] = mixture if isinstance(mixture, Mixture) else Mixture(mixture)

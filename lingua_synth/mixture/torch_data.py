@@ -34,11 +34,11 @@ class MixtureDataset(IterableDataset[dict[str, torch.Tensor]]):
     """This rank's batches of the mixture, as dicts of tensors: `tokens` and `labels`, int32 `[batch_size, seq_len]`,
     `source` and `position`, int64 `[batch_size]`; with `document_boundaries`, `document`.
 
-    Takes what `MixtureLoader` takes and promises the same stream. `keys` chooses other entries, e.g. `("block",
-    "source")`: `block`, int32 `[batch_size, seq_len + n_views - 1]`, is the one storage that `tokens` and `labels` are
-    views of. Labels are the tokens that follow (models of Hugging Face shift labels themselves: give them `tokens`).
-    Where a source holds conversations, labels that do not count are -100, in a tensor of their own, and `scored`, bool
-    `[batch_size, seq_len]`, tells which do.
+    Takes what `MixtureLoader` takes (`part` too) and promises the same stream. `keys` chooses other entries, e.g.
+    `("block", "source")`: `block`, int32 `[batch_size, seq_len + n_views - 1]`, is the one storage that `tokens` and
+    `labels` are views of. Labels are the tokens that follow (models of Hugging Face shift labels themselves: give them
+    `tokens`). Where a source holds conversations, labels that do not count are -100, in a tensor of their own,
+    and `scored`, bool `[batch_size, seq_len]`, tells which do.
 
     `dp_rank` and `dp_size` are arguments, as for `MixtureLoader`; no process group and no environment is asked. Give
     each data-parallel rank a dataset of its own, and let no sampler or trainer split it again.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,9 +21,10 @@ from typing import Any
 from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
-from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, build_feedback, build_mixture
+from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, build_feedback, build_mixture, build_part
 from lingua_synth.mixture.plan import MixturePlan
 from lingua_synth.mixture.pool import parse_tokens
+from lingua_synth.mixture.ratios import parse_ratio
 from lingua_synth.model.counts import flops_per_token
 from lingua_synth.model.presets import preset
 from lingua_synth.study.args import GridArgs, StudyArgs
@@ -225,7 +227,7 @@ class StudyPlanner:
         sources = {}
         for source in cell.sources:
             shared, ratio = self.study.sources[source], str(cell.ratios.get(source, SourceArgs.ratio))
-            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, shared.documents)
+            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, shared.part, shared.documents)
         if cell.stages and base.synth.stages:
             raise ValueError(
                 f"mixture {cell.mixture!r} has stages, and so has the training config (train.synth.stages); keep one"
@@ -327,7 +329,7 @@ class StudyPlanner:
 
     def _feasible_plan(self, args: TrainArgs, num_sequences: int, seq_len: int) -> MixturePlan:
         synth = args.synth
-        asked = tuple((name, source.ratio, source.max_epochs) for name, source in synth.sources.items())
+        asked = tuple((name, source.ratio, source.max_epochs, source.part) for name, source in synth.sources.items())
         try:
             rules = (
                 repr(synth.stages),
@@ -353,8 +355,9 @@ class StudyPlanner:
         # Of a run that reads a part of its sources, as long as the run it stands for.
         full = synth.match_repetition or 0
         endless = max((num_sequences + 1) * seq_len, full + seq_len) + 1
+        part = build_part(synth.sources, Fraction(num_sequences * seq_len, full) if full else None)
+        endless = math.ceil(endless / min(parse_ratio(source.part) for source in synth.sources.values()))
         counted = {name: count if (count := self.available[name]) is not None else endless for name in synth.sources}
-        part = Fraction(num_sequences * seq_len, full) if full else None
         plan = plan_report(counted, mixture, num_sequences, seq_len, schedule=synth.schedule, validate=False, part=part)
         try:
             plan.validate()

@@ -13,7 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, StageArgs
+from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, StageArgs, build_part
+from lingua_synth.mixture.plan import Part
 from lingua_synth.model.args import ModelArgs, validate_model_args
 from lingua_synth.model.presets import preset
 from lingua_synth.tokens.args import TokenizerArgs
@@ -352,18 +353,18 @@ def tokens_per_step(args: TrainArgs, dp_size: int) -> int:
     return args.data.seq_len * args.data.batch_size * args.grad_acc_steps * dp_size
 
 
-def repetition_part(args: TrainArgs, num_tokens: int) -> Fraction | None:
-    """Part of every source that a run of `num_tokens` reads under `synth.match_repetition`, exact; None: all.
-    ValueError where the run it stands for is shorter."""
+def read_part(args: TrainArgs, num_tokens: int) -> Part:
+    """What a run of `num_tokens` reads of its sources, exact: their own `part`, and that of `synth.match_repetition`;
+    None: all. ValueError for what is no share, and where the run it stands for is shorter."""
     full = args.synth.match_repetition
     if full is None:
-        return None
+        return build_part(args.synth.sources)
     if full < num_tokens:
         raise ValueError(
             f"synth.match_repetition {full:,} is the number of training tokens of the run that this one stands for, at "
             f"least this one's own {num_tokens:,}"
         )
-    return Fraction(num_tokens, full)
+    return build_part(args.synth.sources, Fraction(num_tokens, full))
 
 
 def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs:
@@ -412,7 +413,7 @@ def resolve_args(args: TrainArgs, *, dp_size: int, vocab_size: int) -> TrainArgs
     args.distributed.dp_replicate = _validate_mesh(args.distributed, dp_size)
     _validate_choices(args)
     _validate_feedback(args, tokens_per_step(args, dp_size))
-    repetition_part(args, args.steps * tokens_per_step(args, dp_size))
+    read_part(args, args.steps * tokens_per_step(args, dp_size))
     return args
 
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from lingua_synth.mixture import Mixture, MixtureLoader, plan_report
 from lingua_synth.mixture.args import build_feedback, build_mixture
 from lingua_synth.mixture.feedback import Feedback
-from lingua_synth.mixture.plan import count_part, count_windows
+from lingua_synth.mixture.plan import count_part, count_windows, part_of
 from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource, build_tokenizer, tokenize
 from lingua_synth.tokens.args import TokenizerArgs
 from lingua_synth.tokens.shards import MANIFEST
-from lingua_synth.train.args import TrainArgs, repetition_part, tokens_per_step
+from lingua_synth.train.args import TrainArgs, read_part, tokens_per_step
 
 
 def open_shards(what: str, path: str) -> TokenSource:
@@ -139,7 +139,7 @@ def fit_to_sources(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size:
         args.data.seq_len,
         schedule=args.synth.schedule,
         validate=not has_begun,
-        part=repetition_part(args, args.steps * per_step * args.data.seq_len),
+        part=read_part(args, args.steps * per_step * args.data.seq_len),
     )
     steps = plan.end // per_step
     if steps >= args.steps:
@@ -166,9 +166,10 @@ def open_feedback(args: TrainArgs, sources: Mapping[str, TokenSource], dp_size: 
         return None
     rule = build_feedback(args.synth.feedback, mixture.ratios, args.data.seq_len, args.synth.on_exhaustion)
     assert rule is not None, "an interval is set"
-    part = repetition_part(args, args.steps * tokens_per_step(args, dp_size))
+    part = read_part(args, args.steps * tokens_per_step(args, dp_size))
     windows = {
-        n: count_part(count_windows(source.num_tokens, args.data.seq_len), part) for n, source in sources.items()
+        n: count_part(count_windows(source.num_tokens, args.data.seq_len), part_of(part, n))
+        for n, source in sources.items()
     }
     return Feedback(rule, mixture.ratios, sequences_left(mixture, windows, {}))
 
@@ -221,7 +222,7 @@ def open_loader(
         pin_memory=ranks.device.type == "cuda",
         document_boundaries=args.synth.document_masking,
         state=data_state,
-        part=repetition_part(args, args.steps * tokens_per_step(args, ranks.size)),
+        part=read_part(args, args.steps * tokens_per_step(args, ranks.size)),
     )
     if loader.num_sequences != args.steps * global_batch_size:
         raise ValueError(

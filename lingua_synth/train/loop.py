@@ -34,6 +34,7 @@ from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.mixture import Batch, MixtureLoader
 from lingua_synth.mixture.batch import IGNORED_LABEL
 from lingua_synth.mixture.feedback import Feedback
+from lingua_synth.mixture.plan import part_of
 from lingua_synth.model.checkpoint import CheckpointWriter, list_checkpoints, load_weights, restore_checkpoint
 from lingua_synth.model.counts import count_parameters
 from lingua_synth.model.distributed import Ranks, data_parallel
@@ -229,8 +230,12 @@ def _prepare(
     for notice in loader.plan.notices() if loader.plan and feedback is None else []:
         logger.info("mixture: %s", notice)
     if loader.part is not None:
-        held = ", ".join(f"{name} {count:,}" for name, count in loader.num_windows.items())
-        logger.info(f"match_repetition: {float(loader.part):.4g} of every source is read, in sequences: {held}")
+        parts = {name: part_of(loader.part, name) for name in loader.num_windows}
+        held = ", ".join(
+            f"{name} {count:,} ({'all' if parts[name] is None else parts[name]})"
+            for name, count in loader.num_windows.items()
+        )
+        logger.info(f"a part of the sources is read, in sequences: {held}")
     if loader.is_masked and not args.synth.document_masking:
         logger.warning("conversations see their neighbours in a sequence; synth.document_masking=true keeps them apart")
     counts = count_parameters(args.model)

@@ -13,6 +13,7 @@ import torch
 from lingua_synth.evaluate import DomainSums, summarize
 from lingua_synth.mixture import Course, Mixture, MixtureLoader
 from lingua_synth.mixture.feedback import Feedback
+from lingua_synth.mixture.plan import part_of
 from lingua_synth.model.counts import FLOPS_FORMULA, count_parameters, flops_per_token, peak_flops
 from lingua_synth.tokens import TokenSource
 from lingua_synth.train.args import TrainArgs, schedule_name
@@ -182,7 +183,8 @@ def result_row(
     for name, source in sources.items():
         tokens = int(accounting[name].tokens)
         row[f"tokens_{name}"] = tokens
-        held = source.num_tokens if loader.part is None else loader.num_windows[name] * args.data.seq_len
+        is_whole = part_of(loader.part, name) is None
+        held = source.num_tokens if is_whole else loader.num_windows[name] * args.data.seq_len
         row[f"unique_tokens_{name}"] = min(tokens, held)
         row[f"epochs_{name}"] = float(accounting[name].epochs)
     if scored_tokens:

@@ -1,5 +1,7 @@
 """A part of every source: short runs that repeat their sources as often as a long one."""
 
+import json
+import pickle
 import shutil
 from fractions import Fraction
 
@@ -7,9 +9,12 @@ import numpy as np
 import pytest
 from mixture_doubles import BASE, ArraySource
 
+from lingua_synth.cli import main
 from lingua_synth.config import build_args
 from lingua_synth.mixture import Mixture, MixtureLoader, plan_report
+from lingua_synth.mixture.args import SourceArgs, build_part
 from lingua_synth.mixture.plan import count_part
+from lingua_synth.mixture.sequences import MixtureSequences
 from lingua_synth.study import StudyArgs, plan_study
 from lingua_synth.study.overview import run_row
 from lingua_synth.tokens import TokenSource
@@ -83,7 +88,7 @@ def test_what_fits_into_the_long_run_fits_into_the_short_one():
 
 @pytest.mark.parametrize("part", [F(0), F(3, 2)])
 def test_no_part(part):
-    with pytest.raises(ValueError, match="part is the share of every source's windows"):
+    with pytest.raises(ValueError, match="part is the share of a source's windows"):
         loader(40, part)
 
 
@@ -147,3 +152,92 @@ def test_a_study_plans_the_passes_of_the_long_run(shards):
     assert plan_study(build_args(StudyArgs, study, unknown), draft=True)[0].needs[1].epochs is None
     with pytest.raises(ValueError, match="the budgets of a ladder share their data"):
         plan_study(build_args(StudyArgs, study, {"grids": {"wsd": {"ladder": True}}}), draft=True)
+
+
+# --- a part of one source ---
+
+
+def blocks_of(run):
+    return np.concatenate([batch.block.copy() for batch in run])
+
+
+def test_a_part_of_one_source_leaves_the_other_as_it_is():
+    plain, cut = loader(160), loader(160, {"a": F(1, 10)})
+    assert cut.num_windows == {"a": 40, "b": 400} and cut.plan.sources[0].epochs == 3
+    # 120 sequences of a are three passes over the 40 windows that a tenth of all sources has too.
+    whole, own = blocks_of(plain), blocks_of(cut)
+    assert set(windows_of(loader(160, {"a": F(1, 10)}), 0)) == set(windows_of(loader(160, F(1, 10)), 0))
+    from_b = own[:, 0] // BASE == 1
+    assert (own[from_b] == whole[from_b]).all() and not (own[~from_b] == whole[~from_b]).all()
+    assert cut.fingerprint["part"] == "a 1/10" and "part" not in plain.fingerprint
+    state = cut.state_dict()
+    assert state["position"] == 160
+    with pytest.raises(ValueError, match="part was a 1/10, is a 1/5"):
+        loader(164, {"a": F(1, 5)}, state=state)
+    with pytest.raises(ValueError, match="part names c; the sources are a, b"):
+        loader(160, {"c": F(1, 2)})
+
+
+def test_the_parts_of_a_config_multiply():
+    sources = {"a": SourceArgs(part="1/4"), "b": SourceArgs()}
+    assert build_part({"b": SourceArgs()}) is None and build_part({"b": SourceArgs()}, F(1, 3)) == F(1, 3)
+    assert build_part(sources) == {"a": F(1, 4)}
+    assert build_part(sources, F(1, 3)) == {"a": F(1, 12), "b": F(1, 3)}
+    for bad in ("0", "3/2"):
+        with pytest.raises(ValueError, match=r"sources.a.part is a share of its windows"):
+            build_part({"a": SourceArgs(part=bad)})
+
+
+@pytest.mark.parametrize("part", [F(1, 10), {"a": F(1, 10)}])
+def test_a_run_as_a_list_and_as_a_dataset_reads_the_same_part(part):
+    torch_data = pytest.importorskip("lingua_synth.mixture.torch_data")
+    keys = {"part": part, "seq_len": SEQ, "num_sequences": 160, "seed": 3}
+    sources = {name: ArraySource(i, SEQ * 400 + 1) for i, name in enumerate("ab")}
+    mixture = Mixture({"a": "3/4", "b": "1/4"}, 9)
+    expected = blocks_of(MixtureLoader(sources, mixture, batch_size=4, global_batch_size=8, **keys))
+    listed = MixtureSequences(sources, mixture, global_batch_size=8, **keys)
+    assert (np.stack([listed[k]["block"] for k in range(160)]) == expected).all()
+    rows = [row for row in (pickle.loads(pickle.dumps(listed))[k] for k in range(160)) if row["source"] == 0]
+    assert sorted({row["epoch"] for row in rows}) == [0, 1, 2] and len({row["window"] for row in rows}) == 40
+    dataset = torch_data.MixtureDataset(sources, mixture, keys=["block"], batch_size=4, global_batch_size=8, **keys)
+    assert (np.concatenate([item["block"].numpy() for item in dataset]) == expected).all()
+    # Resumed in the middle, and never in another part.
+    dataset.load_state_dict(state := dataset.state_after(10))
+    assert (np.concatenate([item["block"].numpy() for item in dataset]) == expected[40:]).all()
+    other = torch_data.MixtureDataset(sources, mixture, batch_size=4, global_batch_size=8, **keys | {"part": F(1, 5)})
+    with pytest.raises(ValueError, match="part was"):
+        other.load_state_dict(state)
+
+
+def test_the_mix_verb_counts_the_part(shards, capsys):
+    windows = (TokenSource(shards["natural"]).num_tokens - 1) // 32
+    held = -(-windows // 8)
+    words = [f"sources.natural.path={shards['natural']}", "sources.natural.max_epochs=3", "seq_len=32"]
+    assert main(["mix", *words, "sources.natural.part=1/8", f"num_sequences={2 * held}"]) == 0
+    one = capsys.readouterr().out
+    assert f"{held:,} seq = {held * 32:,} tok" in one and "2.0000" in one
+    assert f"source 'natural': part 1/8, {held:,} of its {windows:,} sequences" in one
+    assert main(["mix", *words, "part=1/8", f"num_sequences={2 * held}"]) == 0
+    assert capsys.readouterr().out == one
+    assert main(["mix", *words, "part=1/2", "sources.natural.part=0.25", f"num_sequences={2 * held}"]) == 0
+    assert capsys.readouterr().out == one
+    with pytest.raises(ValueError, match=rf"can give {3 * held:,} sequences \({held:,} x max_epochs 3\)"):
+        main(["mix", *words, "part=1/8", f"num_sequences={3 * held + 1}"])
+    with pytest.raises(ValueError, match="part is the share of every source's windows"):
+        main(["mix", *words, "part=2", "num_sequences=1"])
+    with pytest.raises(ValueError, match=r"leave sources\.<name>\.part out"):
+        main(["mix", "paper", *words[:1], "sources.natural.part=1/2"])
+
+
+def test_a_run_trains_on_a_part_of_one_source(train_args, tmp_path):
+    args = train_args({"synth": {"sources": {"natural": {"max_epochs": 50, "part": "1/32"}}}})
+    row = train(args, progress=False)
+    windows = (TokenSource(args.synth.sources["natural"].path).num_tokens - 1) // 32
+    held = -(-windows // 32)
+    assert row["unique_tokens_natural"] == held * 32 and row["epochs_natural"] == 64 / held > 1
+    other = (TokenSource(args.synth.sources["synthetic"].path).num_tokens - 1) // 32
+    assert row["unique_tokens_synthetic"] == 32 * 32 and row["epochs_synthetic"] == 32 / other
+    identity = json.loads((tmp_path / "run" / "identity.json").read_text())["synth"]["sources"]
+    assert identity["natural"]["part"] == "1/32" and "part" not in identity["synthetic"]
+    with pytest.raises(ValueError, match=r"synth.sources.natural.part '1/32' there, None now"):
+        train(train_args({"synth": {"sources": {"natural": {"max_epochs": 50}}}}), progress=False)
