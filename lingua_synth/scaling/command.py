@@ -187,19 +187,19 @@ def law_choices(runs: Runs, args: TableArgs) -> dict[str, LawChoice | str]:
 
 def law_named(name: str) -> Law:
     """The law in N and D of that name; ValueError lists them."""
-    laws = {law.name: law for law in _laws(Law)}
+    laws = {law.name: law for law in _laws(Law.__subclasses__())}
     if name not in laws:
         raise ValueError(f"law is one of {', '.join(sorted(laws))}; got {name!r}")
     return laws[name]
 
 
-def _laws(base: type[Law]) -> list[Law]:
-    """Every law in N and D that is complete without arguments, of `base` and below it."""
+def _laws(kinds: Sequence[type[Law]]) -> list[Law]:
+    """Every law in N and D that is complete without arguments, of `kinds` and below them."""
     found = []
-    for kind in base.__subclasses__():
+    for kind in kinds:
         if set(getattr(kind, "variables", ())) == {"N", "D"} and isinstance(getattr(kind, "name", None), str):
             found.append(kind())
-        found += _laws(kind)
+        found += _laws(kind.__subclasses__())
     return found
 
 

@@ -19,6 +19,7 @@ downstream tasks", whose law in compute and tokens per parameter is `TiedLaw` in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
@@ -46,7 +47,7 @@ class Term:
     """Pairs (variable, name of its exponent)."""
 
 
-class Law:
+class Law(ABC):
     """What the solver asks of a law; subclasses declare the names and write `value_and_jacobian`.
 
     **Points.** A dict `{variable: [m]}`: the natural logarithm of the variables in `logged`, the plain value of the
@@ -91,10 +92,10 @@ class Law:
 
     # --- for a law to write ---
 
+    @abstractmethod
     def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Losses `[n, m]` and their derivatives by the parameters `[n, p, m]`. A loss that is not positive or finite
         tells the solver to keep out."""
-        raise NotImplementedError
 
     def value(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> np.ndarray:
         """Losses `[n, m]` alone; a law may have a faster way."""
@@ -154,7 +155,7 @@ class Law:
         limit = np.maximum(0.5, 0.25 * (high - low))
         return np.where([name in self.linear for name in self.parameters], np.inf, limit)
 
-    def validate_points(self, points: Mapping[str, np.ndarray]) -> None:
+    def validate_points(self, points: Mapping[str, np.ndarray]) -> None:  # noqa: B027 - most laws take any value
         """Raise ValueError for values the law has no meaning for (e.g. ratios that exceed 1)."""
 
     def rivals(self) -> tuple[Law, ...]:

@@ -18,6 +18,7 @@ ratio_<source>: share of that source; the shares of a run sum to 1. U_natural, U
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,9 +54,9 @@ class _BlendLaw(Law):
     data: bool
     interaction: bool
 
+    @abstractmethod
     def _options(self) -> dict[str, Any]:
         """What the law was built with and is told apart by."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._options().items())})"
@@ -68,17 +69,17 @@ class _BlendLaw(Law):
 
     # --- for a subclass to write ---
 
+    @abstractmethod
     def _floor(self, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Parameter of the floor -> its column `[m]`."""
-        raise NotImplementedError
 
     def _lean(self, points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Parameter in the exponent of the size term -> its column `[m]`."""
         return {}
 
+    @abstractmethod
     def _pull(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(exponent of the data term `[n, m]` but for N^c, its derivative by each parameter)."""
-        raise NotImplementedError
 
     # --- the law ---
 
@@ -147,8 +148,9 @@ class _BlendLaw(Law):
         params[..., at["B"]] *= np.exp(shift)
 
     @property
+    @abstractmethod
     def _floor_names(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Parameters of the floor."""
 
     def max_moves(self) -> np.ndarray:
         moves = {"gamma": 0.2, "tau": 0.5}
@@ -180,14 +182,17 @@ class _RatioLaw(_BlendLaw):
     def _options(self) -> dict[str, Any]:
         return {"size": self.size, "interaction": self.interaction}
 
+    @abstractmethod
     def _own_parameters(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Parameters that this law alone has."""
 
+    @abstractmethod
     def _own_bounds(self) -> dict[str, tuple[float, float]]:
-        raise NotImplementedError
+        """Bounds of its own parameters."""
 
+    @abstractmethod
     def _data_formula(self) -> str:
-        raise NotImplementedError
+        """The data term as it stands in `formula`."""
 
     def validate_points(self, points: Mapping[str, np.ndarray]) -> None:
         """A ratio is a share in [0, 1]."""
@@ -214,8 +219,9 @@ class _RatioLaw(_BlendLaw):
         }  # fmt: skip
         return {name: every[name] for name in self.parameters if name not in self.linear}
 
+    @abstractmethod
     def _own_grid(self) -> dict[str, np.ndarray]:
-        raise NotImplementedError
+        """Values of its own parameters to start from."""
 
 
 class MixtureLaw(_RatioLaw):
