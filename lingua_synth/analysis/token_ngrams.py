@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.documents.ngrams import hash_windows, mixed
-from lingua_synth.tokens.source import MappedShard, TokenSource
+from lingua_synth.tokens.mapped import MappedShard
+from lingua_synth.tokens.source import TokenSource
 from lingua_synth.tokens.workers import count_cores
 
 # An array of 8 bytes a token is then 256 kB: twice that, and arrays no longer stay in a core's cache nor in the

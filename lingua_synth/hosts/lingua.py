@@ -128,7 +128,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         args = resolve_args(args, dp_size=ranks.size, vocab_size=vocab_size)
         refuse_impossible(args)
         args = fit_to_sources(args, sources, dp_size=ranks.size)
-        domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
+        domains = open_shards("domain", args.synth.evaluation.domains, ranks)
         refuse_other_vocabulary(sources, domains)
         refuse_conversations(sources)
         held_out = HeldOut(args, domains)

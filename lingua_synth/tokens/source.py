@@ -2,14 +2,15 @@
 
 A source is the concatenation of its documents in the order of its files. A window is any stretch of it; where
 it lies in one file it is a view into the mapped file, so a thousand runs on one machine share the same pages.
-What is opened is what was written: size, counts and vocabulary of every file are compared with the manifest before
-the first token is read.
+What is read is what was written: size, counts and vocabulary of a file are compared with the manifest before its first
+token is read, and of all files when a source is opened. The ranks of a run divide that among them (`check_files`).
 """
 
 from __future__ import annotations
 
-import os
+from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,31 @@ import numpy as np
 import numpy.typing as npt
 
 from lingua_synth.files import sha256_file, sha256_json
-from lingua_synth.tokens.shards import MANIFEST, TOKENIZER_KEY, read_manifest, shard_schema
+from lingua_synth.tokens.mapped import MappedFiles, MappedShard, open_shard, refuse_other_size
+from lingua_synth.tokens.shards import read_manifest
 
 
 class TokenSource:
-    """Read-only access to a folder of token shards. Safe to share between threads; opening costs no memory.
+    """Read-only access to a folder of token shards. Safe to share between threads.
 
-    Raises ValueError when the folder is not finished, a file is missing, or a file's size, layout, counts or vocabulary
-    differ from the manifest; `verify=True` also hashes every file (reads all of it).
+    Files are mapped when they are read, the newest `mapped.MOST_OPEN` of a process stay so: any number of them can be
+    read. Raises ValueError when the folder is not finished, a file is missing, or a file's size, layout, counts or
+    vocabulary differ from the manifest. `check=False` reads the manifest alone and leaves that to `check_files`, or to
+    the moment when a file is first read; `verify=True` also hashes every file (reads all of it).
     """
 
-    def __init__(self, path: str | Path, verify: bool = False) -> None:
+    def __init__(self, path: str | Path, verify: bool = False, *, check: bool = True) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(path)
         self.dtype = np.dtype(self.manifest["dtype"])
         if verify:
             for entry in self.manifest["files"]:
                 _refuse_other_hash(self.path, entry)
-        self._shards = [_open_shard(self.path, entry, self.manifest) for entry in self.manifest["files"]]
-        self._first_tokens = _cumulative(len(shard.tokens) for shard in self._shards)
-        self._first_documents = _cumulative(shard.num_documents for shard in self._shards)
+        self._shards = MappedFiles(self.path, self.manifest)
+        self._first_tokens = _cumulative(entry["tokens"] for entry in self.manifest["files"])
+        self._first_documents = _cumulative(entry["documents"] for entry in self.manifest["files"])
+        if check:
+            self.check_files()
         self.num_tokens: int = self._first_tokens[-1]
         """Tokens of all documents, BOS and EOS included."""
         self.num_documents: int = self._first_documents[-1]
@@ -56,13 +62,21 @@ class TokenSource:
         self.fingerprint: str = fingerprint(self.manifest)
         """Identity of the token stream: tokenizer, type and the hash of every file, in order."""
 
+    def check_files(self, first: int = 0, step: int = 1) -> None:
+        """Compare files number `first`, `first + step`, ... with the manifest: size, layout, counts and vocabulary.
+
+        The n readers of a folder that call it with (r, n) have together checked every file, each once. ValueError names
+        a file that is missing or differs.
+        """
+        self._shards.check(range(first, len(self._shards), step))
+
     def __len__(self) -> int:
         return self.num_documents
 
     @property
-    def shards(self) -> tuple[MappedShard, ...]:
-        """The files in order, mapped: for passes over all tokens that keep nothing per document in memory."""
-        return tuple(self._shards)
+    def shards(self) -> MappedFiles:
+        """The files in order, a sequence: for passes over all tokens that keep nothing per document in memory."""
+        return self._shards
 
     def __repr__(self) -> str:
         return f"TokenSource({str(self.path)!r}: {self.num_documents:,} documents, {self.num_tokens:,} tokens)"
@@ -78,7 +92,9 @@ class TokenSource:
         index = bisect_right(self._first_tokens, start) - 1
         first = self._first_tokens[index]
         if end <= self._first_tokens[min(index + 1, len(self._shards))]:
-            return self._shards[min(index, len(self._shards) - 1)].tokens[start - first : end - first]
+            index = min(index, len(self._shards) - 1)
+            shard = self._shards.mapped[index] or self._shards[index]  # the call costs half of a window
+            return shard.tokens[start - first : end - first]
         parts = []
         while start < end:
             first, after = self._first_tokens[index], self._first_tokens[index + 1]
@@ -224,78 +240,8 @@ def verify_shards(path: str | Path) -> list[str]:
     return problems
 
 
-class MappedShard:
-    """One mapped file, read-only: `tokens` of all documents one after the other; document i has those of
-    `[offsets[i], offsets[i + 1])`, `num_bytes[i]` bytes of text and the id `ids[i]` (an Arrow scalar). Where it says
-    which tokens are scored, the borders of document i's stretches are those of `scored` that `scored_offsets` name."""
-
-    __slots__ = ("ids", "num_bytes", "num_documents", "offsets", "scored", "scored_offsets", "tokens")
-
-    def __init__(self, batch: Any, masked: bool) -> None:
-        column = batch.column("tokens")
-        self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
-        self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
-        self.num_bytes: npt.NDArray[np.uint64] = batch.column("num_bytes").to_numpy(zero_copy_only=True)
-        self.ids = batch.column("id")
-        self.num_documents: int = batch.num_rows
-        self.scored: npt.NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
-        self.scored_offsets: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        if masked:
-            column = batch.column("scored")
-            self.scored = column.values.to_numpy(zero_copy_only=True)
-            self.scored_offsets = column.offsets.to_numpy(zero_copy_only=True)
-
-
-def _open_shard(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> MappedShard:
-    import pyarrow as pa
-
-    path = _refuse_other_size(folder, entry)
-    dtype, masked = np.dtype(manifest["dtype"]), is_masked(manifest)
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        num_batches, schema = reader.num_record_batches, reader.schema
-        is_ours = num_batches == 1 and schema == shard_schema(dtype, masked)
-        shard = MappedShard(reader.get_batch(0), masked) if is_ours else None
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:
-            raise  # the disk, not the file's content
-        raise ValueError(
-            f"{path} is damaged ({error}); copy the folder again, or delete it and tokenize again"
-        ) from None
-    if shard is None:
-        raise ValueError(f"{path} is no shard of this library: {num_batches} record batches, columns {schema.names}")
-    vocabulary = (schema.metadata or {}).get(TOKENIZER_KEY)
-    if vocabulary is not None and vocabulary.decode("ascii", "replace") != manifest["tokenizer"]["sha256"]:
-        raise ValueError(
-            f"{path} holds ids of the vocabulary {vocabulary[:12].decode('ascii', 'replace')}..., {folder / MANIFEST} "
-            f"names {manifest['tokenizer']['sha256'][:12]}...: the file is of another folder, or the manifest was "
-            "edited; copy the folder again, or delete it and tokenize again"
-        )
-    found = {"documents": shard.num_documents, "tokens": len(shard.tokens)}
-    for key, count in found.items():
-        if count != entry[key]:
-            raise ValueError(f"{path} holds {count:,} {key}, the manifest says {entry[key]:,}; one of them was edited")
-    if shard.offsets[0] != 0 or shard.offsets[-1] != len(shard.tokens):
-        raise ValueError(f"{path} is damaged: its documents do not cover its tokens")
-    return shard
-
-
-def _refuse_other_size(folder: Path, entry: dict[str, Any]) -> Path:
-    path = folder / entry["name"]
-    try:
-        size = os.path.getsize(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; tokenize again, or copy the folder again") from None
-    if size != entry["file_bytes"]:
-        raise ValueError(
-            f"{path} is cut short or was edited: {size:,} bytes on disk, {entry['file_bytes']:,} in the manifest; "
-            "copy the folder again, or delete it and tokenize again"
-        )
-    return path
-
-
 def _refuse_other_hash(folder: Path, entry: dict[str, Any]) -> None:
-    path = _refuse_other_size(folder, entry)
+    path = refuse_other_size(folder, entry)
     found = sha256_file(path)
     if found != entry["sha256"]:
         raise ValueError(
@@ -306,7 +252,7 @@ def _refuse_other_hash(folder: Path, entry: dict[str, Any]) -> None:
 
 def _refuse_unknown_ids(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
     n_words = manifest["tokenizer"]["n_words"]
-    tokens = _open_shard(folder, entry, manifest).tokens
+    tokens = open_shard(folder, entry, manifest).tokens
     largest = int(tokens.max()) if len(tokens) else 0
     if largest >= n_words:
         raise ValueError(f"{folder / entry['name']} holds the id {largest}, the vocabulary has {n_words} words")
@@ -315,7 +261,7 @@ def _refuse_unknown_ids(folder: Path, entry: dict[str, Any], manifest: dict[str,
 def _refuse_wrong_scored(folder: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
     if not is_masked(manifest):
         return
-    shard = _open_shard(folder, entry, manifest)
+    shard = open_shard(folder, entry, manifest)
     borders, offsets = shard.scored.astype(np.int64), shard.scored_offsets
     in_pairs = len(borders) % 2 == 0 and not (offsets % 2).any() and int(offsets[-1]) == len(borders)
     if in_pairs:
@@ -327,8 +273,9 @@ def _refuse_wrong_scored(folder: Path, entry: dict[str, Any], manifest: dict[str
         raise ValueError(f"{folder / entry['name']} does not say in order which tokens of its documents are scored")
 
 
-def _cumulative(counts: Any) -> list[int]:
-    total, sums = 0, [0]
+def _cumulative(counts: Iterable[int]) -> array[int]:
+    # 8 bytes a file, and bisect takes it as it takes a list.
+    total, sums = 0, array("q", [0])
     for count in counts:
         total += count
         sums.append(total)

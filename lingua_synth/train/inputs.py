@@ -21,11 +21,30 @@ from lingua_synth.tokens.shards import MANIFEST
 from lingua_synth.train.args import TrainArgs, read_part, tokens_per_step
 
 
-def open_shards(what: str, path: str) -> TokenSource:
+def open_shards(what: str, paths: Mapping[str, str], ranks: Ranks) -> dict[str, TokenSource]:
+    """Open the shards at `paths`, by name; the ranks divide among them which files each compares with the manifests.
+
+    All ranks call it. `what` they are stands in messages: source, domain. ValueError, on all ranks, for shards that are
+    not there or not as written; one of the ranks says which.
+    """
+    import torch
+
+    opened: dict[str, TokenSource] = {}
+    problem, num_files = "", 0
     try:
-        return TokenSource(path)
+        for name, path in paths.items():
+            where = f"{what} {name!r}"
+            source = opened[name] = TokenSource(path, check=False)
+            source.check_files((ranks.rank - num_files) % ranks.size, ranks.size)
+            num_files += len(source.shards)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
+        problem = f"{where}: {error}"
+    num_problems = int(ranks.sum(torch.tensor(bool(problem), dtype=torch.int64, device=ranks.device)))
+    if problem:
+        raise ValueError(problem)
+    if num_problems:
+        raise ValueError(f"another rank found shards of a {what} that are not as written; its message says which")
+    return opened
 
 
 def open_sources(args: TrainArgs, ranks: Ranks) -> dict[str, TokenSource]:
@@ -49,7 +68,7 @@ def open_sources(args: TrainArgs, ranks: Ranks) -> dict[str, TokenSource]:
                 )
             tokenize(source.documents, source.path, build_tokenizer(tokenizer.name, tokenizer.path, tokenizer.fast))
     ranks.barrier()
-    return {name: open_shards(f"source {name!r}", source.path) for name, source in args.synth.sources.items()}
+    return open_shards("source", {name: source.path for name, source in args.synth.sources.items()}, ranks)
 
 
 def with_shard_tokenizer(args: TrainArgs, sources: Mapping[str, TokenSource]) -> TrainArgs:

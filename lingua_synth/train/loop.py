@@ -132,7 +132,7 @@ def train(args: TrainArgs, *, progress: bool = True) -> dict[str, Any]:
         vocab_size = int(next(iter(sources.values())).manifest["tokenizer"]["n_words"])
         args = resolve_args(args, dp_size=ranks.size, vocab_size=vocab_size)
         args = fit_to_sources(args, sources, dp_size=ranks.size)
-        domains = {n: open_shards(f"domain {n!r}", path) for n, path in args.synth.evaluation.domains.items()}
+        domains = open_shards("domain", args.synth.evaluation.domains, ranks)
         refuse_other_vocabulary(sources, domains)
         chat_of(sources, args.data.seq_len)
         held_out = HeldOut(args, domains)

@@ -1,12 +1,16 @@
 """Token shards: what goes in comes out, without a copy, and nothing damaged is believed."""
 
+import collections
 import errno
+import gc
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +22,15 @@ from lingua_synth.cli import main
 from lingua_synth.config import run_command
 from lingua_synth.documents import Document, Rejects, write_documents
 from lingua_synth.files import sha256_file
-from lingua_synth.tokens import TokenSource, build_tokenizer, tokenization, tokenize, train_sentencepiece, verify_shards
+from lingua_synth.tokens import (
+    TokenSource,
+    build_tokenizer,
+    mapped,
+    tokenization,
+    tokenize,
+    train_sentencepiece,
+    verify_shards,
+)
 from lingua_synth.tokens.units import document_keys
 
 BYTES = build_tokenizer("bytes")
@@ -567,3 +579,72 @@ def test_document_starts_are_found_in_any_window_across_files(tmp_path):
             assert source.document_starts(start, length).tolist() == expected.tolist()
     with pytest.raises(ValueError, match="no window"):
         source.document_starts(0, source.num_tokens + 1)
+
+
+# --- more files than a process may map ---
+
+
+def mapped_now(source):
+    return sum(shard is not None for shard in source.shards.mapped)
+
+
+def test_any_number_of_files_is_read_with_few_mapped(tmp_path, monkeypatch):
+    make(tmp_path, shard_tokens=200)
+    whole = TokenSource(tmp_path / "shards")
+    num_files = len(whole.manifest["files"])
+    assert mapped_now(whole) == num_files > 20
+    monkeypatch.setattr(mapped, "MOST_OPEN", 3)
+    monkeypatch.setattr(mapped, "_opened", collections.deque())
+    few, other = TokenSource(tmp_path / "shards"), TokenSource(tmp_path / "shards")
+    assert mapped_now(few) == 0 and mapped_now(other) == 3, "the newest of the whole process stay mapped"
+    rng, kept = random.Random(0), []
+    for _ in range(300):
+        source = rng.choice((few, other))
+        start = rng.randrange(whole.num_tokens - 300)
+        kept.append((start, source.window(start, 300)))
+        assert mapped_now(few) + mapped_now(other) <= 3
+    assert all((window == whole.window(start, 300)).all() for start, window in kept), "what was given out stays"
+    assert [few.document(i).tolist() for i in range(len(few))] == [whole.document(i).tolist() for i in range(len(few))]
+    assert few.document_lengths.tolist() == whole.document_lengths.tolist()
+    assert [len(shard.tokens) for shard in few.shards] == [entry["tokens"] for entry in whole.manifest["files"]]
+
+
+def test_files_of_sources_that_are_gone_make_room(tmp_path, monkeypatch):
+    make(tmp_path, shard_tokens=200)
+    monkeypatch.setattr(mapped, "_opened", collections.deque())
+    source = TokenSource(tmp_path / "shards")
+    first = weakref.ref(source.shards[0].tokens)
+    del source
+    gc.collect()
+    assert first() is None, "the list of what is mapped holds nothing"
+
+
+def test_threads_read_what_one_reads(tmp_path, monkeypatch):
+    make(tmp_path, shard_tokens=200)
+    whole = TokenSource(tmp_path / "shards")
+    monkeypatch.setattr(mapped, "MOST_OPEN", 2)
+    few = TokenSource(tmp_path / "shards", check=False)
+    starts = random.Random(0).choices(range(whole.num_tokens - 50), k=2_000)
+    with ThreadPoolExecutor(4) as pool:
+        for start, window in zip(starts, pool.map(lambda start: few.window(start, 50), starts), strict=True):
+            assert (window == whole.window(start, 50)).all()
+
+
+def test_readers_divide_the_check_of_the_files(tmp_path, monkeypatch):
+    make(tmp_path, shard_tokens=200)
+    source = TokenSource(tmp_path / "shards", check=False)
+    assert mapped_now(source) == 0
+    (tmp_path / "shards" / "shard-00004.arrow").unlink()
+    monkeypatch.setattr(mapped, "MANY_FILES", 4)
+    for reader in range(3):
+        if reader == 4 % 3:
+            with pytest.raises(ValueError, match=r"shard-00004\.arrow is missing"):
+                source.check_files(reader, 3)
+        else:
+            source.check_files(reader, 3)
+    # Nobody has compared it: it is when it is read.
+    unread = TokenSource(tmp_path / "shards", check=False)
+    before = sum(entry["tokens"] for entry in unread.manifest["files"][:4])
+    unread.window(0, before)
+    with pytest.raises(ValueError, match=r"shard-00004\.arrow is missing"):
+        unread.window(before - 1, 2)

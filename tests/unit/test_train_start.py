@@ -6,8 +6,12 @@ import gc
 import pytest
 import torch
 
+from lingua_synth.documents import Document
 from lingua_synth.model import load_checkpoint
+from lingua_synth.model.distributed import Ranks
+from lingua_synth.tokens import build_tokenizer, mapped, tokenize
 from lingua_synth.train import loop, train
+from lingua_synth.train.inputs import open_shards
 from lingua_synth.train.metrics import read_metrics
 
 
@@ -93,3 +97,35 @@ def test_documents_are_masked_in_training(train_args, tmp_path):
     train(train_args(masked, dump_dir=tmp_path / "masked"), progress=False)
     plain, other = losses(tmp_path / "plain"), losses(tmp_path / "masked")
     assert plain != other and max(abs(a - b) for a, b in zip(plain, other, strict=True)) < 0.3
+
+
+def test_ranks_divide_the_files_that_are_compared_with_the_manifests(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        documents = [Document(str(i), "x" * 50) for i in range(40)]
+        tokenize(documents, tmp_path / name, build_tokenizer("bytes"), shard_tokens=200, progress=False)
+    paths = {name: str(tmp_path / name) for name in ("a", "b")}
+    opened = []
+    real = mapped.open_shard
+    monkeypatch.setattr(mapped, "open_shard", lambda *args: (opened.append(args[:2]), real(*args))[1])
+
+    class OneOf(Ranks):
+        def sum(self, values):
+            return values + self.problems_of_others
+
+        problems_of_others = 0
+
+    shares = []
+    for rank in range(3):
+        sources = open_shards("source", paths, OneOf(rank, 3, torch.device("cpu")))
+        shares.append([(folder.name, entry["name"]) for folder, entry in opened])
+        opened.clear()
+    every = [(name, entry["name"]) for name in paths for entry in sources[name].manifest["files"]]
+    assert sorted(file for share in shares for file in share) == sorted(every), "each by one rank"
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+    OneOf.problems_of_others = 1
+    with pytest.raises(ValueError, match="another rank found shards of a source that are not as written"):
+        open_shards("source", paths, OneOf(0, 3, torch.device("cpu")))
+    (tmp_path / "b" / shares[1][-1][1]).unlink()
+    with pytest.raises(ValueError, match=rf"source 'b': .*{shares[1][-1][1]} is missing"):
+        open_shards("source", paths, OneOf(1, 3, torch.device("cpu")))
