@@ -355,9 +355,10 @@ def _report(
     runs: Sequence[PlannedRun],
     stages: _Stages,
 ) -> None:
-    from lingua_synth.analysis.command import AnalyzeArgs, analyze
+    from lingua_synth.analysis.args import AnalyzeArgs
     from lingua_synth.analysis.models import Trained, read_checkpoints
     from lingua_synth.analysis.results import read_analysis
+    from lingua_synth.analysis.run import analyze
     from lingua_synth.report import write_report
     from lingua_synth.report.claims_section import PaperQuestions
     from lingua_synth.report.corpora import trained_sections

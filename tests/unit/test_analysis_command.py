@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from analysis_doubles import write_tokens, zipf_probabilities
 
-from lingua_synth.analysis import command as module
 from lingua_synth.analysis import read_analysis
+from lingua_synth.analysis import run as module
 from lingua_synth.analysis.command import main
 from lingua_synth.cli import main as cli
 from lingua_synth.config import run_command
@@ -163,14 +163,14 @@ def test_a_second_run_computes_nothing_again_and_writes_the_same(analysis, corpo
 def test_killed_it_goes_on_and_ends_with_the_same_tables(analysis, corpora, tmp_path):
     code = textwrap.dedent("""
         import os, signal, sys
-        from lingua_synth.analysis import command
-        write, left = command.write_json, [3]
+        from lingua_synth.analysis import command, parts
+        write, left = parts.write_json, [3]
         def counted(path, value):
             write(path, value)
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
-        command.write_json = counted
+        parts.write_json = counted
         command.main(sys.argv[1:])
     """)
     out = tmp_path / "out"
