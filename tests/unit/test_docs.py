@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,17 +10,36 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lingua_synth.cli import main
+from lingua_synth import config
+from lingua_synth.cli import VERBS, main
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 MAX_EXAMPLE_LINES = 40
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"(?:lingua-synth|-m lingua_synth\.(?=train|evaluate)) ?([a-z].*)")
 
 
 def blocks_of(page):
     return [(match[1], match[2]) for match in _BLOCK.finditer((ROOT / "docs" / page).read_text())]
+
+
+def commands_of(page):
+    """The words after `lingua-synth` of every command in a page's blocks, or in the comments of a config."""
+    text = page.read_text().replace("\\\n", " ")
+    if page.suffix == ".md":
+        lines = [line for kind, block in _BLOCK.findall(text) if kind == "bash" for line in block.splitlines()]
+    else:
+        lines = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#   ")]
+    for line in lines:
+        for part in re.split(r"\s+#|\s{3,}| && ", line):
+            if found := _COMMAND.search(part):
+                yield shlex.split(found[1])
+
+
+class Parsed(Exception):
+    """The words were taken; what the verb would do next is not done."""
 
 
 def run_commands(block):
@@ -81,6 +101,31 @@ def test_the_examples_of_extending_run_in_their_order(tmp_path, monkeypatch, cap
     config = {**yaml.safe_load(shape), "steps": 10, "optim": {"warmup": 1}}
     resolved = resolve_args(build_args(TrainArgs, config), dp_size=1, vocab_size=128_256)
     assert count_parameters(resolved.model) == names["counts"]
+
+
+def test_the_keys_of_every_command_on_a_page_exist(tmp_path, monkeypatch):
+    build_args = config.build_args
+
+    def parse_alone(cls, *layers):
+        build_args(cls, *layers)
+        raise Parsed
+
+    monkeypatch.setattr(config, "build_args", parse_alone)
+    monkeypatch.chdir(tmp_path)
+    seen = set()
+    for page in [*PAGES, *sorted((ROOT / "examples").rglob("*.yaml"))]:
+        for verb, *words in commands_of(page):
+            named = [word for word in words if "=" in word or word.isalpha()]
+            for word in named:
+                if word.startswith("config=") and word.endswith(".yaml"):  # what stands in it is tested elsewhere
+                    file = tmp_path / word.removeprefix("config=")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text("{}\n")
+            if "--help" not in words:
+                with pytest.raises(Parsed):
+                    main([verb, *named])
+            seen.add(verb)
+    assert seen == set(VERBS), "every verb stands on some page"
 
 
 @pytest.mark.parametrize("page", ["troubleshooting.md", "numerics.md", "dataflow.md"])
