@@ -167,6 +167,8 @@ def _decay_of(fit: ScalingFit, source: str | None) -> str:
 
 def _most_passes(fit: ScalingFit, source: str | None) -> float:
     columns = fit.variables
+    if isinstance(fit.law, RepetitionLaw) and fit.law.shares:
+        return max(float(np.max(share * columns["D"] / columns[f"U_{s}"])) for s, share in fit.law.shares.items())
     if source is None:
         return float(np.max(columns["D"] / columns["U"]))
     share = columns["r"] if source == "synthetic" else 1 - columns["r"]

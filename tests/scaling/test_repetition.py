@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lingua_synth.scaling import JointLaw, MixtureLaw, OverfitLaw, RepetitionLaw, fit, value_of_repeats
-from lingua_synth.scaling.repetition import log_worth_of_repeats
+from lingua_synth.scaling.repetition import effective_tokens, log_worth_of_repeats
 
 TRUTHS = [
     (RepetitionLaw(), {"E": 1.87, "A": 520.0, "alpha": 0.35, "B": 1490.0, "beta": 0.36, "R_D": 15.4}),
@@ -75,6 +75,63 @@ def test_planted_laws_come_back_in_any_unit_and_order(law, truth):
     # Numbers without a unit are the same ones.
     for name in set(law.parameters) & {"alpha", "beta", "R_D", "R_N", "s", "t"}:
         assert two.params[name] == pytest.approx(one.params[name], rel=1e-5)
+
+
+# --- runs of one size, and of sources that are passed over unequally ---
+
+SHARED = {"natural": 0.75, "synthetic": 0.25}
+
+
+def unequal(num=120):
+    rng = np.random.default_rng(4)
+    x = {"N": 10 ** rng.uniform(7.5, 9.7, num), "D": 10 ** rng.uniform(8, 11, num)}
+    return x | {f"U_{source}": share * x["D"] / 10 ** rng.uniform(-0.5, 1.5, num) for source, share in SHARED.items()}
+
+
+def by_source(p, x):
+    tokens = 0.0
+    for source, share in SHARED.items():
+        unique = np.minimum(x[f"U_{source}"], share * x["D"])
+        repeats = share * x["D"] / unique - 1
+        tokens = tokens + unique * (1 + p["R_D"] * (1 - np.exp(-repeats / p["R_D"])))
+    size = p["A"] / x["N"] ** p["alpha"] if "A" in p else 0.0
+    return p["E" if "A" in p else "E_at_N"] + size + p["B"] / tokens ** p["beta"]
+
+
+@pytest.mark.parametrize("size", [True, False])
+def test_each_source_has_its_own_passes(size):
+    truth = TRUTHS[0][1] if size else {"E_at_N": 2.1, "B": 1490.0, "beta": 0.36, "R_D": 15.4}
+    law = RepetitionLaw(size=size, shares=SHARED)
+    x = {name: column for name, column in unequal().items() if name in law.variables}
+    loss = by_source(truth, x)
+    assert law.predict(truth, **x) == pytest.approx(loss, rel=1e-12)
+    gradient = law.gradient(truth, **x)
+    for k, name in enumerate(law.parameters):
+        h = 1e-4 * truth[name]
+        above, below = (by_source(truth | {name: truth[name] + sign * h}, x) for sign in (1, -1))
+        assert gradient[:, k] == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-7), name
+    fitted = fit(law, **x, loss=loss, objective="mse")
+    assert fitted.converged and fitted.identifiable and fitted.params == pytest.approx(truth, rel=1e-5)
+    scaled = {name: column * (1e-6 if name == "N" else 1e-9) for name, column in x.items()}
+    assert fit(law, **scaled, loss=2 * loss, objective="mse").params["R_D"] == pytest.approx(15.4, rel=1e-5)
+    value = value_of_repeats(fitted, (4.0,), n=20)
+    assert value.most_passes == pytest.approx(max(np.max(SHARED[s] * x["D"] / x[f"U_{s}"]) for s in SHARED))
+    assert value.worth[0] == pytest.approx(1 + 15.4 * (1 - np.exp(-3 / 15.4)), rel=1e-4)
+
+
+def test_equal_passes_over_every_source_are_those_over_all():
+    x = unequal(20)
+    U = x["D"] / 5
+    even = {f"U_{source}": share * U for source, share in SHARED.items()}
+    one = RepetitionLaw().predict(TRUTHS[0][1], N=x["N"], D=x["D"], U=U)
+    assert RepetitionLaw(shares=SHARED).predict(TRUTHS[0][1], N=x["N"], D=x["D"], **even) == pytest.approx(one, 1e-14)
+    assert effective_tokens(x["D"], U, 15.4) == pytest.approx(U * (1 + 15.4 * (1 - np.exp(-4 / 15.4))), rel=1e-13)
+    assert (effective_tokens([3.0, 5.0], [7.0, 5.0], 15.4) == [3.0, 5.0]).all()
+    assert RepetitionLaw(size=False) != RepetitionLaw() != RepetitionLaw(shares=SHARED)
+    with pytest.raises(ValueError, match="shares of sources are positive and sum to 1"):
+        RepetitionLaw(shares={"a": 0.5, "b": 0.4})
+    with pytest.raises(ValueError, match="size_decay takes runs of several sizes"):
+        RepetitionLaw(True, size=False)
 
 
 def test_a_first_pass_is_the_joint_law():
