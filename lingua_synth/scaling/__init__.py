@@ -62,7 +62,7 @@ from lingua_synth.scaling.ratio import BestRatio, CellRatio, best_ratio, best_ra
 from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
 from lingua_synth.scaling.recommendation import Option, Recommendation, recommend
 from lingua_synth.scaling.repeats import RepeatValue, value_of_repeats
-from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw
+from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw, effective_tokens
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.schedules import ScheduleCell, ScheduleComparison, compare_schedules
 from lingua_synth.scaling.simulate import simulate_study
@@ -147,6 +147,7 @@ __all__ = [
     "crossing",
     "crossing_intervals",
     "default_members",
+    "effective_tokens",
     "expected_errors",
     "extrapolate",
     "fit",

@@ -19,6 +19,7 @@ from typing import Any
 
 from lingua_synth.config import build_args, parse_args
 from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, StageArgs
+from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.study.launch_args import LaunchArgs
 
 PRESETS = Path(__file__).parent / "presets"
@@ -58,6 +59,11 @@ class GridArgs:
     """Names of the study's mixtures, * for any; empty: all of them, or none where `ratios` makes some."""
     seeds: list[int] = field(default_factory=list)
     """Seeds of initialization and data order."""
+    parts: list[Any] = field(default_factory=list)
+    """Repetition as an axis: exact shares of the sources' windows that runs read at all ("1/8", 0.25, 1), so fewer
+    unique tokens and more passes (`max_epochs` must allow them). Empty: the sources' own `part`."""
+    part_of: list[str] = field(default_factory=list)
+    """Sources that `parts` cut; empty: all of a mixture's."""
     natural: str = ""
     """Source that `ratios` mix the synthetic ones into."""
     synthetic: list[str] = field(default_factory=list)
@@ -88,6 +94,8 @@ class RuleArgs:
     """Budgets, 50B, or bounds: ">20B", "<=5B"."""
     seed: list[int] = field(default_factory=list)
     """Seeds."""
+    part: list[Any] = field(default_factory=list)
+    """Parts of the sources, of grids with `parts`; 1 are whole sources."""
 
 
 @dataclass
@@ -116,6 +124,9 @@ class DesignArgs:
     """Assumed exponent of N."""
     beta: float = 0.3672
     """Assumed exponent of D."""
+    R_D: float = PUBLISHED_R_D
+    """Assumed decay of repeated tokens (Muennighoff et al. 2023): any number of passes over U tokens is worth
+    U (1 + R_D) new ones at most. Refits to public runs give 4 to 23."""
     next_runs: int = 3
     """Runs to name that would lower the error of E most per GPU-hour; 0: none."""
 
@@ -138,6 +149,11 @@ class StudyArgs:
     """Sources the mixtures draw from."""
     seeds: list[int] = field(default_factory=lambda: [42])
     """Seeds of initialization and data order."""
+    parts: list[Any] = field(default_factory=list)
+    """Repetition as an axis: exact shares of the sources' windows that runs read at all ("1/8", 0.25, 1), so fewer
+    unique tokens and more passes (`max_epochs` must allow them). Empty: the sources' own `part`."""
+    part_of: list[str] = field(default_factory=list)
+    """Sources that `parts` cut; empty: all of a mixture's."""
     grids: dict[str, GridArgs] = field(default_factory=dict)
     """Several grids by name; a cell that two of them hold is trained once. None: the study's axes are the one grid."""
     exclude: dict[str, RuleArgs] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 Per mixture the runs of one schedule make a design in N (parameters without vocabulary matrices) and D (tokens): the law
 in both where there are at least three sizes and three budgets, else the law in the one that varies.
 `scaling.expected_errors` gives the standard errors a fit to them will have if the assumed law is true and runs scatter
-by the assumed noise; `scaling.next_runs` the runs that would lower that of E most per GPU-hour. Mixtures with the same
-runs are told once. E of two mixtures fitted apart differ by chance by 1.96 sqrt(2) standard errors at most, in 95 %.
+by the assumed noise; `scaling.next_runs` the runs that would lower that of E most per GPU-hour. Of runs that repeat
+their sources the law is that of repeats (repetition.py). Mixtures with the same runs are told once. E of two mixtures
+fitted apart differ by chance by 1.96 sqrt(2) standard errors at most, in 95 %.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lingua_synth.scaling.design import Design, NextRuns
 from lingua_synth.study.args import DesignArgs
 from lingua_synth.study.plan import PlannedRun
 from lingua_synth.study.pricing import Throughput
+from lingua_synth.study.repetition import REPEATS, RepeatsConditioning, plan_repeats
 from lingua_synth.train.args import schedule_name
 
 FEWEST_VALUES = 3
@@ -56,6 +58,11 @@ class Conditioning:
     """Of costs: GPU-hours, or hours of a study on CPUs."""
     detectable: float
     """Difference of log loss between two mixtures in one cell that is seen in 95 % of cases, at the cell's seeds."""
+    repeats: RepeatsConditioning | None = None
+    """Of runs that repeat tokens, what they tell of that; `design` is then under the law of repeats where the runs
+    determine it, and elsewhere takes repeated tokens for new ones."""
+    num_parts: int = 1
+    """Different parts of their sources that the runs read."""
 
     @property
     def resolvable(self) -> float | None:
@@ -79,6 +86,8 @@ class Conditioning:
             "detectable_difference_of_log_loss": self.detectable,
             "next_runs": self._next_rows(),
             "a_dozen_more": {"cost": self.many[0], "error": self.many[1]} if self.many else None,
+            "repeats": self.repeats.to_dict() if self.repeats else None,
+            "num_parts": self.num_parts,
         }
 
     def _next_rows(self) -> list[dict[str, Any]]:
@@ -97,9 +106,15 @@ class Conditioning:
     def __str__(self) -> str:
         shown = ", ".join(self.mixtures[:4]) + (f" and {len(self.mixtures) - 4} more" if len(self.mixtures) > 4 else "")
         counts = [_counted(self.num_sizes, "size"), _counted(self.num_budgets, "budget"), self.schedule]
+        if self.num_parts > 1:
+            counts.insert(2, _counted(self.num_parts, "part"))
+        repeated = self.repeats.lines(self.unit) if self.repeats else []
+        if repeated and self.repeats and self.repeats.design is None:
+            repeated.append("  note: what follows takes repeated tokens for new ones")
         lines = [f"{shown}: {_counted(self.num_runs, 'run')} each ({', '.join(counts)})"]
         design = self.design
         if design is None:
+            lines += repeated[:1]
             lines.append(f"  {self.reason}")
             lines.append(
                 f"  mixtures are compared cell by cell: differences are seen from {100 * self.detectable:.2g} % of the "
@@ -115,6 +130,7 @@ class Conditioning:
             f"{self.resolvable:.2g} nats"
         )
         lines += [f"  note: {warning}" for warning in design.warnings]
+        lines += repeated
         if self.shares_trunks:
             lines.append("  note: budgets of one trunk share its luck; these errors take every run for itself")
         if self.next_runs is not None:
@@ -146,10 +162,10 @@ def plan_conditioning(
     for run in runs:
         assert run.resolved is not None, "planned runs are resolved"
         grouped.setdefault((schedule_name(run.resolved), run.args.synth.mixture), []).append(run)
-    alike: dict[tuple[str, tuple[tuple[str, int], ...]], list[str]] = {}
-    members: dict[tuple[str, tuple[tuple[str, int], ...]], list[PlannedRun]] = {}
+    alike: dict[tuple[str, tuple[Any, ...]], list[str]] = {}
+    members: dict[tuple[str, tuple[Any, ...]], list[PlannedRun]] = {}
     for (schedule, mixture), mine in grouped.items():
-        key = schedule, tuple(sorted((str(run.args.synth.preset), run.tokens) for run in mine))
+        key = schedule, tuple(sorted((str(run.args.synth.preset), run.tokens, _repeated(run)) for run in mine))
         alike.setdefault(key, []).append(mixture)
         members.setdefault(key, mine)
     everywhere = list(dict.fromkeys((str(run.args.synth.preset), run.tokens) for run in runs))
@@ -168,7 +184,7 @@ def _condition(
     everywhere: Sequence[tuple[str, int]],
 ) -> Conditioning:
     N, D = [_count(run) for run in runs], [run.tokens for run in runs]
-    cells = Counter(zip(N, D, strict=True))
+    cells = Counter(zip(N, D, map(_repeated, runs), strict=True))
     fewest_seeds = min(cells.values())
     law, params, where = _law(args, N, D)
     num_sizes, num_budgets = len(set(N)), len(set(D))
@@ -176,7 +192,12 @@ def _condition(
     design, suggested, reason = None, None, ""
     candidates: list[tuple[str, int]] = []
     many: tuple[float, float] | None = None
-    if law is None:
+    repeats = plan_repeats(
+        runs, args, lambda asked: _hours(asked, runs, throughput), lambda s: _named_count(s, runs[0])
+    )
+    if repeats is not None and repeats.design is not None:
+        design = repeats.design
+    elif law is None:
         reason = f"no law can be fitted: that takes {FEWEST_VALUES} sizes or {FEWEST_VALUES} budgets"
     else:
         columns: dict[str, Any] = {"N": N, "D": D}
@@ -186,7 +207,7 @@ def _condition(
             design = expected_errors(law, params, noise=args.noise, **given)
         except ValueError as error:
             reason = str(error)
-    if design is not None and args.next_runs > 0:
+    if design is not None and args.next_runs > 0 and (repeats is None or repeats.design is None):
         candidates = _candidates(everywhere, law, where, runs)
         suggested = _next(design, candidates, runs, args.next_runs, throughput)
         best = _next(design, candidates, runs, _MOST_RUNS, throughput)
@@ -205,7 +226,16 @@ def _condition(
         any(run.after for run in runs),
         "hours" if throughput is not None and not any(run.num_gpus for run in runs) else "GPU-hours",
         detectable,
+        repeats,
+        len({tuple(source.part for source in run.args.synth.sources.values()) for run in runs}),
     )
+
+
+def _repeated(run: PlannedRun) -> tuple[tuple[int, int], ...]:
+    """(tokens, unique ones) of every source, where one of them is repeated."""
+    if run.passes is None or run.passes <= REPEATS:
+        return ()
+    return tuple(sorted((need.tokens, need.unique or 0) for need in run.needs))
 
 
 def _count(run: PlannedRun) -> int:
@@ -269,6 +299,18 @@ def _model(size: str, like: PlannedRun) -> Any:
     return dataclasses.replace(model, vocab_size=vocab)
 
 
+def _hours(
+    candidates: Sequence[tuple[str, int]], runs: Sequence[PlannedRun], throughput: Throughput | None
+) -> list[float] | None:
+    """GPU-hours of (size, tokens); None without a throughput."""
+    if throughput is None:
+        return None
+    assert runs[0].resolved is not None, "planned runs are resolved"
+    seq_len = runs[0].resolved.data.seq_len
+    per_token = {size: flops_per_token(_model(size, runs[0]), seq_len) for size in {size for size, _ in candidates}}
+    return [throughput.gpu_hours(tokens, per_token[size]) for size, tokens in candidates]
+
+
 def _next(
     design: Design,
     candidates: Sequence[tuple[str, int]],
@@ -276,15 +318,9 @@ def _next(
     count: int,
     throughput: Throughput | None,
 ) -> NextRuns | None:
-    assert runs[0].resolved is not None, "planned runs are resolved"
-    seq_len = runs[0].resolved.data.seq_len
-    models = {size: _model(size, runs[0]) for size in dict.fromkeys(size for size, _ in candidates)}
-    N = [count_parameters(models[size]).non_embedding for size, _ in candidates]
+    N = [_named_count(size, runs[0]) for size, _ in candidates]
     D = [tokens for _, tokens in candidates]
-    cost = None
-    if throughput is not None:
-        per_token = {size: flops_per_token(model, seq_len) for size, model in models.items()}
-        cost = [throughput.gpu_hours(tokens, per_token[size]) for size, tokens in candidates]
+    cost = _hours(candidates, runs, throughput)
     try:
         found = next_runs(design, N=N, D=D, cost=cost, k=count, minimize="E")
     except ValueError:

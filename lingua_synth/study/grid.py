@@ -7,6 +7,7 @@ Cells keep the order of the YAML. A rule that no cell answers to is refused: it 
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,10 @@ class Cell:
     suffix: str
     overrides: tuple[str, ...]
     """Names of the overrides that hold for it, in order."""
+    part: Fraction = Fraction(1)
+    """Share of the windows of `part_of` that it reads; 1: they are as the study's `sources` say."""
+    part_of: tuple[str, ...] = ()
+    """Sources of its mixture that `part` cuts."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -62,7 +67,8 @@ class Cell:
     @property
     def run_id(self) -> str:
         """Name of the run, unique within its study."""
-        return run_id(self.mixture, self.size, self.budget.label, self.seed) + self.suffix
+        part = f"-p{_fraction(self.part)}" if self.part != 1 else ""
+        return run_id(self.mixture, self.size, self.budget.label, self.seed) + part + self.suffix
 
 
 def run_id(mixture: str, size: str, budget: str | int, seed: int) -> str:
@@ -148,24 +154,49 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
                     f"mixture {mixture!r} draws from {source!r}, which is no source of the study; "
                     f"there are: {', '.join(study.sources)}"
                 )
-        for size in sizes:
-            for budget in budgets:
-                for seed in seeds:
-                    cell = Cell(
-                        name,
-                        size,
-                        budget,
-                        mixture,
-                        asked.ratios,
-                        asked.stages,
-                        asked.feedback,
-                        seed,
-                        grid.ladder,
-                        suffix,
-                        (),
-                    )
-                    held = tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
-                    yield replace(cell, overrides=held) if held else cell
+        cut, parts = _parts(study, grid, where, _sources(asked.ratios, asked.stages))
+        for size, budget, part, seed in itertools.product(sizes, budgets, parts, seeds):
+            cell = Cell(
+                name,
+                size,
+                budget,
+                mixture,
+                asked.ratios,
+                asked.stages,
+                asked.feedback,
+                seed,
+                grid.ladder,
+                suffix,
+                (),
+                part,
+                cut,
+            )
+            held = tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
+            yield replace(cell, overrides=held) if held else cell
+
+
+def _parts(
+    study: StudyArgs, grid: GridArgs, where: str, sources: Sequence[str]
+) -> tuple[tuple[str, ...], list[Fraction]]:
+    """(sources of a mixture that the grid cuts, their parts); a mixture without such sources is read whole."""
+    given, of = grid.parts or study.parts, grid.part_of or study.part_of
+    if of and not given:
+        raise ValueError(f"{where}part_of names {', '.join(of)}, and {where}parts is empty; give some")
+    if unknown := [name for name in of if name not in study.sources]:
+        raise ValueError(
+            f"{where}part_of names {', '.join(unknown)}; the study's sources are {', '.join(study.sources)}"
+        )
+    parts = [parse_ratio(value) for value in given]
+    for part, value in zip(parts, given, strict=True):
+        if not 0 < part <= 1:
+            raise ValueError(f'{where}parts are shares of a source, above 0 and at most 1 ("1/8", 0.25); got {value!r}')
+    cut = tuple(name for name in sources if not of or name in of) if parts else ()
+    for name in cut:
+        if parse_ratio(study.sources[name].part) != 1:
+            raise ValueError(
+                f"sources.{name}.part is {study.sources[name].part}, and {where}parts gives it others: leave one out"
+            )
+    return cut, parts if cut else [Fraction(1)]
 
 
 def _sources(ratios: Mapping[str, str], stages: Mapping[str, StageArgs]) -> tuple[str, ...]:
@@ -177,6 +208,7 @@ def _holds(rule: RuleArgs, cell: Cell) -> bool:
     named = ((rule.grid, cell.grid), (rule.size, cell.size), (rule.mixture, cell.mixture))
     return (
         all(not patterns or any(fnmatchcase(value, str(p)) for p in patterns) for patterns, value in named)
+        and (not rule.part or cell.part in [parse_ratio(part) for part in rule.part])
         and (not rule.seed or cell.seed in rule.seed)
         and (not rule.budget or any(_is_budget(asked, cell.budget) for asked in rule.budget))
     )
@@ -252,4 +284,8 @@ def _percent(share: Fraction) -> str:
     scaled = percent * 10**6
     if scaled.denominator == 1:
         return f"{float(percent):.10g}"
+    return _fraction(share)
+
+
+def _fraction(share: Fraction) -> str:
     return f"{share.numerator}of{share.denominator}"

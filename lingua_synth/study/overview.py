@@ -16,10 +16,12 @@ from lingua_synth.files import atomic_file, write_json
 from lingua_synth.mixture.plan import table
 from lingua_synth.mixture.pool import in_words
 from lingua_synth.model.counts import GIB, count_parameters, flops_per_token, peak_flops
+from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.study.args import StudyArgs
 from lingua_synth.study.conditioning import Conditioning, plan_conditioning
 from lingua_synth.study.plan import PlannedRun, StudyPlanner
 from lingua_synth.study.pricing import SPEED_RULE, Throughput, token_bytes
+from lingua_synth.study.repetition import REPEATS
 from lingua_synth.train.args import schedule_name
 
 PLAN_CSV, PLAN_JSON = "plan.csv", "plan.json"
@@ -112,6 +114,8 @@ class StudyPlan:
     gpu: str
     gpu_hour_price: float
     warnings: tuple[str, ...]
+    R_D: float = PUBLISHED_R_D
+    """Assumed decay of repeated tokens, behind `effective_tokens`."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -158,7 +162,8 @@ class StudyPlan:
             "ladder": vars(self.ladder) | {"share": self.ladder.share} if self.ladder else None,
             "conditioning": [entry.to_dict() for entry in self.conditioning],
             "warnings": list(self.warnings),
-            "runs": [run_row(run) for run in self.runs],
+            "R_D": self.R_D,
+            "runs": [run_row(run, self.R_D) for run in self.runs],
         }
 
     def __str__(self) -> str:
@@ -180,6 +185,8 @@ class StudyPlan:
                 f"ladders: {one.num_runs} runs from {one.num_trunks} trunks for {100 * one.share:.0f} % of the FLOPs "
                 f"of straight runs ({one.flops:.3g} instead of {one.straight_flops:.3g})"
             )
+        if self._repeating():
+            parts.append(self._repeats_line())
         parts.append("what fits to these runs will tell:\n" + "\n".join(str(entry) for entry in self.conditioning))
         if self.calibrate:
             parts.append(f"speed: {self.calibrate} tokens/s per GPU; {SPEED_RULE}. Start-up and evaluation are extra.")
@@ -187,12 +194,30 @@ class StudyPlan:
         return "\n\n".join(parts)
 
     def _run_table(self) -> str:
-        head = ("run", "tokens", "steps", "FLOPs", self.hours_word)
+        head = ["run", "tokens", "steps", "FLOPs", self.hours_word]
         rows = [
-            (run.run_id, f"{run.tokens:,}", f"{run.steps:,}", f"{run.flops:.3g}", _hours(run.gpu_hours))
+            [run.run_id, f"{run.tokens:,}", f"{run.steps:,}", f"{run.flops:.3g}", _hours(run.gpu_hours)]
             for run in self.runs
         ]
+        if self._repeating():
+            head += ["passes", "worth in new tokens"]
+            for row, run in zip(rows, self.runs, strict=True):
+                worth = run.effective_tokens(self.R_D)
+                row += [_or("{:.3g}", run.passes), _or("{:,.0f}", worth)]
         return table(head, rows)
+
+    def _repeating(self) -> list[PlannedRun]:
+        """Runs that are known to read a token more than once."""
+        return [run for run in self.runs if run.passes is not None and run.passes > REPEATS]
+
+    def _repeats_line(self) -> str:
+        shares = {run.run_id: (run.effective_tokens(self.R_D) or 0.0) / run.tokens for run in self._repeating()}
+        least, most = min(shares, key=lambda r: shares[r]), max(shares, key=lambda r: shares[r])
+        return (
+            f"repeats: {len(shares):,} of {len(self.runs):,} runs read tokens again; with R_D {self.R_D:.4g} (assumed: "
+            f"design.R_D) their tokens are worth {100 * shares[least]:.3g} % ({least}) to {100 * shares[most]:.3g} % "
+            f"({most}) as many new ones"
+        )
 
     def _grid_table(self) -> str:
         head = ("grid", "runs", "new", "mixtures", "tokens", self.hours_word)
@@ -246,7 +271,7 @@ class StudyPlan:
 
     def write(self, folder: str | Path) -> tuple[Path, Path]:
         """Write plan.csv and plan.json into `folder`; returns their paths."""
-        rows = [run_row(run) for run in self.runs]
+        rows = [run_row(run, self.R_D) for run in self.runs]
         names = list(dict.fromkeys(name for row in rows for name in row))
         paths = Path(folder) / PLAN_CSV, Path(folder) / PLAN_JSON
         with atomic_file(paths[0]) as file:
@@ -284,8 +309,8 @@ def _own_tokens(run: PlannedRun) -> int:
     return run.flops // flops_per_token(run.resolved.model, run.resolved.data.seq_len)
 
 
-def run_row(run: PlannedRun) -> dict[str, Any]:
-    """One line of plan.csv."""
+def run_row(run: PlannedRun, R_D: float = PUBLISHED_R_D) -> dict[str, Any]:
+    """One line of plan.csv; `effective_tokens` are the new tokens that its own are worth if repeats decay by `R_D`."""
     assert run.resolved is not None, "planned runs are resolved"
     row: dict[str, Any] = {
         "run_id": run.run_id,
@@ -309,7 +334,9 @@ def run_row(run: PlannedRun) -> dict[str, Any]:
         row[f"ratio_{need.name}"] = need.ratio
     for need in run.needs:
         row[f"tokens_{need.name}"] = need.tokens
+        row[f"unique_tokens_{need.name}"] = need.unique
         row[f"epochs_{need.name}"] = need.epochs
+    row["effective_tokens"] = run.effective_tokens(R_D)
     return row
 
 
@@ -332,6 +359,7 @@ def overview(study: StudyArgs, *, draft: bool = False) -> StudyPlan:
         gpu=study.gpu,
         gpu_hour_price=study.gpu_hour_price,
         warnings=tuple(_warnings(runs, sizes, planner, study)),
+        R_D=study.design.R_D,
     )
 
 

@@ -22,11 +22,12 @@ from lingua_synth.config import build_args, to_dict
 from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
 from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, build_feedback, build_mixture, build_part
-from lingua_synth.mixture.plan import MixturePlan
+from lingua_synth.mixture.plan import MixturePlan, SourcePlan
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.mixture.ratios import parse_ratio
 from lingua_synth.model.counts import flops_per_token
 from lingua_synth.model.presets import preset
+from lingua_synth.scaling.repetition import effective_tokens
 from lingua_synth.study.args import GridArgs, StudyArgs
 from lingua_synth.study.grid import Budget, Cell, plan_cells
 from lingua_synth.study.ladder import branch_off, lay_ladder
@@ -58,6 +59,8 @@ class SourceNeed:
     """Passes over it; None where its length is not known."""
     ratio: str = ""
     """Exact share of the run's tokens; where shares change over training, their mean."""
+    unique: int | None = None
+    """Of the tokens, those that are different ones, as the runs table will have them; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,24 @@ class PlannedRun:
     def run_id(self) -> str:
         """Its name, unique within the study."""
         return self.args.name
+
+    @property
+    def passes(self) -> float | None:
+        """Most passes over one of its sources; None where the length of one is not known."""
+        epochs = [need.epochs for need in self.needs]
+        return None if None in epochs else max((one for one in epochs if one is not None), default=0.0)
+
+    def effective_tokens(self, R_D: float) -> float | None:
+        """New tokens that teach as much as its tokens, if repeats decay by R_D: the sum over its sources. None where
+        the length of one is not known."""
+        worth = 0.0
+        for need in self.needs:
+            if need.unique is None:
+                return None
+            # Tokens at the ends of a source are in no window: up to one pass is read once.
+            repeats = need.epochs is not None and need.epochs > 1
+            worth += float(effective_tokens(need.tokens, need.unique, R_D)) if repeats else need.tokens
+        return worth
 
     @property
     def is_finished(self) -> bool:
@@ -190,7 +211,7 @@ class StudyPlanner:
             rungs: dict[tuple[Any, ...], list[Cell]] = {}
             for cell in members:
                 if cell.is_ladder:
-                    rungs.setdefault((cell.size, cell.seed), []).append(cell)
+                    rungs.setdefault((cell.size, cell.seed, cell.part), []).append(cell)
             laddered = [run for ladder in rungs.values() for run in self._plan_ladder(ladder)]
             found += sorted([*straight, *laddered], key=lambda run: run.flops)
         return found
@@ -227,7 +248,8 @@ class StudyPlanner:
         sources = {}
         for source in cell.sources:
             shared, ratio = self.study.sources[source], str(cell.ratios.get(source, SourceArgs.ratio))
-            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, shared.part, shared.documents)
+            part = str(cell.part) if source in cell.part_of else shared.part
+            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, part, shared.documents)
         if cell.stages and base.synth.stages:
             raise ValueError(
                 f"mixture {cell.mixture!r} has stages, and so has the training config (train.synth.stages); keep one"
@@ -301,6 +323,7 @@ class StudyPlanner:
                     line.planned_tokens,
                     self._epochs(line.name, line.epochs),
                     str(line.ratio) if args.synth.stages else args.synth.sources[line.name].ratio,
+                    self._unique(line, args),
                 )
                 for line in plan.sources
             ),
@@ -326,6 +349,13 @@ class StudyPlanner:
 
     def _epochs(self, name: str, epochs: Fraction) -> float | None:
         return None if self.available[name] is None else float(epochs)
+
+    def _unique(self, line: SourcePlan, args: TrainArgs) -> int | None:
+        held = self.available[line.name]
+        if held is None:
+            return None
+        is_part = args.synth.match_repetition is not None or parse_ratio(args.synth.sources[line.name].part) != 1
+        return min(line.planned_tokens, line.available_tokens if is_part else held)
 
     def _feasible_plan(self, args: TrainArgs, num_sequences: int, seq_len: int) -> MixturePlan:
         synth = args.synth
