@@ -27,13 +27,13 @@ def shards(tmp_path_factory):
     return {name: str(folder / name) for name in plan}
 
 
-@pytest.fixture
-def train_args(shards, tmp_path):
-    """A run of 12 steps on a nano model, as a function of overrides."""
+@pytest.fixture(scope="session")
+def nano_args(shards):
+    """A run of 12 steps on a nano model, as a function of its folder and of overrides."""
     from lingua_synth.config import build_args
     from lingua_synth.train.args import TrainArgs
 
-    def build(*overrides, dump_dir=tmp_path / "run"):
+    def build(dump_dir, *overrides):
         base = {
             "name": "test",
             "dump_dir": str(dump_dir),
@@ -59,3 +59,37 @@ def train_args(shards, tmp_path):
         return build_args(TrainArgs, base, *overrides)
 
     return build
+
+
+@pytest.fixture
+def train_args(nano_args, tmp_path):
+    """The same in the test's own folder."""
+    return lambda *overrides, dump_dir=tmp_path / "run": nano_args(dump_dir, *overrides)
+
+
+@pytest.fixture(scope="session")
+def nano_study(shards):
+    """A study of one nano size without mixtures and budgets, as a function of overrides."""
+    from lingua_synth.config import build_args
+    from lingua_synth.study import StudyArgs
+
+    base = {
+        "sizes": ["nano-27k"],
+        "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
+        "train": {
+            "data": {"seq_len": 32, "batch_size": 4},
+            "checkpoint": {"dump": {"every": 0}},
+            "synth": {
+                "global_batch_tokens": 128,
+                "device": "cpu",
+                "evaluation": {"domains": {"near": shards["near"]}},
+            },
+        },
+    }
+    return lambda *overrides: build_args(StudyArgs, base, *overrides)
+
+
+@pytest.fixture
+def study_args(nano_study, tmp_path):
+    """The same in the folder `study` of the test's own folder."""
+    return lambda *overrides: nano_study({"out": str(tmp_path / "study")}, *overrides)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lingua_synth.config import build_args, dump_args
+from lingua_synth.config import dump_args
 from lingua_synth.leases import living_claims, workers_here
 from lingua_synth.study import StudyArgs
 from lingua_synth.study.board import read_attempts
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def yaml(shards, tmp_path_factory):
+def yaml(shards, nano_study, tmp_path_factory):
     study = {
         "sizes": ["nano-27k", "nano-107k"],
         "budgets": [4096, 8192],
@@ -39,21 +39,14 @@ def yaml(shards, tmp_path_factory):
             "natural": {"ratios": {"natural": "1"}},
             "third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}},
         },
-        "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
         "train": {
-            "data": {"seq_len": 32, "batch_size": 4},
             "checkpoint": {"dump": {"every": 8, "keep": 1}},
             "logging": {"freq": 4},
-            "synth": {
-                "global_batch_tokens": 128,
-                "warmup_ratio": 0.1,
-                "device": "cpu",
-                "evaluation": {"domains": {"near": shards["near"], "far": shards["far"]}},
-            },
+            "synth": {"warmup_ratio": 0.1, "evaluation": {"domains": {"far": shards["far"]}}},
         },
     }
     path = tmp_path_factory.mktemp("study") / "study.yaml"
-    dump_args(build_args(StudyArgs, study), path)
+    dump_args(nano_study(study), path)
     return path
 
 

@@ -1,5 +1,6 @@
 """The real loop under torchrun: ranks, whole models or sharded ones, are only other ways to cut the same batch."""
 
+import json
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import many_trainings
 import pytest
 
 from lingua_synth.config import dump_args
@@ -27,77 +29,87 @@ def column(run_dir, key):
     return [record[key] for record in read_metrics(run_dir / "metrics.jsonl")]
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_one_with_two_accumulation_steps(train_args, tmp_path):
-    one = train_args(dump_dir=tmp_path / "one")
-    row = train(one, progress=False)
-    assert read_json(tmp_path / "one" / "checkpoints" / f"{12:010d}" / "params.json")["grad_acc_steps"] == 2
-    dump_args(train_args(dump_dir=tmp_path / "two"), tmp_path / "two.yaml")
-    result = torchrun(tmp_path / "two.yaml", 2)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert read_json(tmp_path / "two" / "checkpoints" / f"{12:010d}" / "params.json")["grad_acc_steps"] == 1
+FULL_SHARD = "distributed.fsdp_type=full_shard"
+LAYOUTS = {
+    "two": (2, []),
+    "two, sharded": (2, [FULL_SHARD]),
+    "two, sharded again after forward": (
+        2,
+        [FULL_SHARD, "distributed.compile=false", "synth.reshard_after_forward=true", "data.batch_size=2"],
+    ),
+    "two, activations again": (
+        2,
+        ["distributed.selective_activation_checkpointing=true", "synth.async_checkpoint=true"],
+    ),
+    "four": (4, []),
+    "four, sharded by two": (
+        4,
+        [FULL_SHARD, "distributed.dp_shard=2", "data.batch_size=1", "synth.async_checkpoint=true"],
+    ),
+}
+"""Name -> ranks, and what the same run is told beside."""
+ANSWERS = {"answers": [], "answers, sharded": [FULL_SHARD]}
 
-    first, second = column(tmp_path / "one", "loss/mean"), column(tmp_path / "two", "loss/mean")
-    assert len(first) == len(second) == 12
-    assert max(abs(a - b) for a, b in zip(first, second, strict=True)) < 1e-6
-    for key in ("data/tokens/natural", "data/tokens/synthetic", "optim/lr", "optim/total_tokens"):
-        assert column(tmp_path / "one", key) == column(tmp_path / "two", key)
-    other = read_json(tmp_path / "two" / "result.json")
-    assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-6
-    assert (row["tokens_natural"], row["tokens"]) == (other["tokens_natural"], other["tokens"])
+
+@pytest.fixture(scope="module")
+def one(nano_args, tmp_path_factory):
+    """The run of one process that all layouts are held against."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(nano_args(folder), progress=False)
+    return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["distributed.fsdp_type=full_shard"]])
-def test_answers_are_learned_alike_on_one_rank_and_on_two(train_args, tmp_path, words):
-    """Micro-batches hold different numbers of scored tokens; every one of these counts the same."""
+@pytest.fixture(scope="module")
+def answers_args(nano_args, tmp_path_factory):
+    """A run whose micro-batches hold different numbers of scored tokens, as a function of its folder."""
     from lingua_synth.tokens import build_chat, build_tokenizer, tokenize
 
+    folder = tmp_path_factory.mktemp("chats") / "chats"
     tokenizer = build_tokenizer("bytes")
     rows = [Document(str(i), "-", {"prompt": "q" * (i % 50), "completion": "a" * (1 + i % 7)}) for i in range(300)]
-    tokenize(rows, tmp_path / "chats", tokenizer, chat=build_chat(tokenizer), progress=False)
+    tokenize(rows, folder, tokenizer, chat=build_chat(tokenizer), progress=False)
     mixed = {
         "synth": {
-            "sources": {"natural": {"ratio": "1/3"}, "synthetic": {"path": str(tmp_path / "chats"), "ratio": "2/3"}},
+            "sources": {"natural": {"ratio": "1/3"}, "synthetic": {"path": str(folder), "ratio": "2/3"}},
             "document_masking": True,
         }
     }
-    row = train(train_args(mixed, dump_dir=tmp_path / "one"), progress=False)
-    dump_args(train_args(mixed, dump_dir=tmp_path / "two"), tmp_path / "two.yaml")
-    result = torchrun(tmp_path / "two.yaml", 2, *words)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert largest_difference(tmp_path / "one", tmp_path / "two") < 1e-5
-    for key in ("data/scored_tokens/natural", "data/scored_tokens/synthetic"):
-        assert column(tmp_path / "one", key) == column(tmp_path / "two", key)
-    norms = [column(tmp_path / run, "optim/grad_norm") for run in ("one", "two")]
-    assert max(abs(a - b) for a, b in zip(*norms, strict=True)) < 1e-4
-    other = read_json(tmp_path / "two" / "result.json")
-    assert row["scored_tokens"] == other["scored_tokens"] < row["tokens"]
-    assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-5
+    return lambda dump_dir: nano_args(dump_dir, mixed)
 
 
-@pytest.mark.slow
-def test_a_run_begun_on_one_rank_goes_on_with_two(train_args, tmp_path):
-    whole = train_args(dump_dir=tmp_path / "whole")
-    train(whole, progress=False)
-    parts = train_args(dump_dir=tmp_path / "parts")
-    train(parts, progress=False)
-    # As if killed after the checkpoint of step 10.
-    (tmp_path / "parts" / "result.json").unlink()
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / f"{12:010d}")
-    dump_args(parts, tmp_path / "parts.yaml")
-    result = torchrun(tmp_path / "parts.yaml", 2)
-    assert result.returncode == 0, result.stderr[-3000:]
-    first, second = column(tmp_path / "whole", "loss/mean"), column(tmp_path / "parts", "loss/mean")
-    assert max(abs(a - b) for a, b in zip(first, second, strict=True)) < 1e-6
+@pytest.fixture(scope="module")
+def by_ranks(one, nano_args, answers_args, tmp_path_factory):
+    """All trainings of so many ranks, by one torchrun: a folder of runs.
 
+    A layout has its own run, and "NAME, gone on": `one`, killed after the checkpoint of step 10.
+    """
+    done = {}
 
-@pytest.mark.slow
-def test_bad_input_under_torchrun_is_a_message_too(train_args, tmp_path):
-    dump_args(train_args(), tmp_path / "bad.yaml")
-    result = torchrun(tmp_path / "bad.yaml", 2, "synth.global_batch_tokens=300")
-    assert result.returncode != 0
-    assert "error: synth.global_batch_tokens 300 is not a whole number of micro-batches" in result.stderr
+    def folder_of(num_ranks):
+        if num_ranks in done:
+            return done[num_ranks]
+        folder = done[num_ranks] = tmp_path_factory.mktemp(f"ranks{num_ranks}")
+        trainings = []
+        for name, (ranks, words) in LAYOUTS.items():
+            if ranks == num_ranks:
+                batch = {"data": {"batch_size": 8 // num_ranks}}
+                dump_args(nano_args(folder / name, batch), folder / f"{name}.yaml")
+                shutil.copytree(one, folder / f"{name}, gone on")
+                cut_back(folder / f"{name}, gone on")
+                again = f"dump_dir={folder / name}, gone on"
+                trainings += [[f"config={folder / name}.yaml", *words, *more] for more in ([], [again])]
+        if num_ranks == 2:
+            for name, words in ANSWERS.items():
+                dump_args(answers_args(folder / name), folder / f"{name}.yaml")
+                trainings.append([f"config={folder / name}.yaml", *words])
+        (folder / "trainings.json").write_text(json.dumps(trainings))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+        command += [many_trainings.__file__, str(folder / "trainings.json")]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return folder
+
+    return folder_of
 
 
 def cut_back(run_dir, step=10, last=12):
@@ -112,39 +124,60 @@ def largest_difference(one, other):
     return max(abs(a - b) for a, b in zip(first, second, strict=True))
 
 
-FULL_SHARD = "distributed.fsdp_type=full_shard"
+@pytest.mark.slow
+def test_two_ranks_equal_one_with_two_accumulation_steps(one, by_ranks):
+    two = by_ranks(2) / "two"
+    for run_dir, steps in ((one, 2), (two, 1)):
+        assert read_json(run_dir / "checkpoints" / f"{12:010d}" / "params.json")["grad_acc_steps"] == steps
+    assert largest_difference(one, two) < 1e-6
+    for key in ("data/tokens/natural", "data/tokens/synthetic", "optim/lr", "optim/total_tokens"):
+        assert column(one, key) == column(two, key)
+    row, other = (read_json(run_dir / "result.json") for run_dir in (one, two))
+    assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-6
+    assert (row["tokens_natural"], row["tokens"]) == (other["tokens_natural"], other["tokens"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_ranks", "words"),
-    [
-        (2, [FULL_SHARD]),
-        (2, [FULL_SHARD, "distributed.compile=false", "synth.reshard_after_forward=true", "data.batch_size=2"]),
-        (4, []),
-        (4, [FULL_SHARD, "distributed.dp_shard=2", "data.batch_size=1", "synth.async_checkpoint=true"]),
-        (2, ["distributed.selective_activation_checkpointing=true", "synth.async_checkpoint=true"]),
-    ],
-)
-def test_any_layout_has_the_losses_of_one_process(train_args, tmp_path, num_ranks, words):
-    row = train(train_args(dump_dir=tmp_path / "one"), progress=False)
-    batch = {"data": {"batch_size": 8 // num_ranks}}
-    dump_args(train_args(batch, dump_dir=tmp_path / "many"), tmp_path / "many.yaml")
-    result = torchrun(tmp_path / "many.yaml", num_ranks, *words)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert largest_difference(tmp_path / "one", tmp_path / "many") < 1e-5
-    norms = [column(tmp_path / run, "optim/grad_norm") for run in ("one", "many")]
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_are_learned_alike_on_one_rank_and_on_two(answers_args, by_ranks, tmp_path, name):
+    """Micro-batches hold different numbers of scored tokens; every one of these counts the same."""
+    row, two = train(answers_args(tmp_path / "one"), progress=False), by_ranks(2) / name
+    assert largest_difference(tmp_path / "one", two) < 1e-5
+    for key in ("data/scored_tokens/natural", "data/scored_tokens/synthetic"):
+        assert column(tmp_path / "one", key) == column(two, key)
+    norms = [column(run, "optim/grad_norm") for run in (tmp_path / "one", two)]
     assert max(abs(a - b) for a, b in zip(*norms, strict=True)) < 1e-4
-    other = read_json(tmp_path / "many" / "result.json")
+    other = read_json(two / "result.json")
+    assert row["scored_tokens"] == other["scored_tokens"] < row["tokens"]
     assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-5
 
-    # The sharded checkpoint of step 10 goes on in one process, and the other way round.
-    for run in ("one", "many"):
-        cut_back(tmp_path / run)
-    train(train_args(dump_dir=tmp_path / "many"), progress=False)
-    again = torchrun(tmp_path / "many.yaml", num_ranks, *words, f"dump_dir={tmp_path / 'one'}")
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert largest_difference(tmp_path / "one", tmp_path / "many") < 1e-5
+
+@pytest.mark.slow
+def test_bad_input_under_torchrun_is_a_message_too(train_args, tmp_path):
+    dump_args(train_args(), tmp_path / "bad.yaml")
+    result = torchrun(tmp_path / "bad.yaml", 2, "synth.global_batch_tokens=300")
+    assert result.returncode != 0
+    assert "error: synth.global_batch_tokens 300 is not a whole number of micro-batches" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_any_layout_has_the_losses_of_one_process(one, by_ranks, train_args, tmp_path, name):
+    folder = by_ranks(LAYOUTS[name][0])
+    many, gone_on = folder / name, folder / f"{name}, gone on"
+    assert largest_difference(one, many) < 1e-5
+    norms = [column(run, "optim/grad_norm") for run in (one, many)]
+    assert max(abs(a - b) for a, b in zip(*norms, strict=True)) < 1e-4
+    row, other = (read_json(run_dir / "result.json") for run_dir in (one, many))
+    assert abs(row["loss_macro"] - other["loss_macro"]) < 1e-5
+
+    # A run begun in one process goes on in this layout, and the checkpoint of this one, sharded or not, in one process.
+    assert largest_difference(one, gone_on) < (1e-6 if name == "two" else 1e-5)
+    assert "resumed from" in (gone_on / "train.log").read_text()
+    shutil.copytree(many, tmp_path / "run")
+    cut_back(tmp_path / "run")
+    train(train_args(), progress=False)
+    assert largest_difference(one, tmp_path / "run") < 1e-5
 
 
 @pytest.mark.slow

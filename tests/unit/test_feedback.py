@@ -3,15 +3,14 @@
 import dataclasses
 import math
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import train_and_kill
 from mixture_doubles import BASE, ArraySource
 
 from lingua_synth.config import build_args, dump_args
@@ -205,15 +204,7 @@ def test_a_run_reads_what_it_decided_and_says_why(train_args, tmp_path):
 def test_killed_inside_an_interval_and_resumed_it_ends_with_the_same_bits(train_args, tmp_path):
     expected = train(train_args(*with_feedback(), dump_dir=tmp_path / "whole"), progress=False)
     killed = train_args(*with_feedback(), dump_dir=tmp_path / "killed")
-    dump_args(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "lingua_synth.train", f"config={tmp_path / 'killed.yaml'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoints" / f"{5:010d}").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    train_and_kill(killed)
     row = train(killed, progress=False)
     assert record_of(tmp_path / "killed") == record_of(tmp_path / "whole")
     same = [key for key in row if key.startswith(("loss_", "bpb_", "tokens", "epochs", "ratio"))]

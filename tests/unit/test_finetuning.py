@@ -2,20 +2,15 @@
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from killing import train_and_kill
 from mixture_doubles import ArraySource
 
-from lingua_synth.config import dump_args
 from lingua_synth.documents import Document, write_documents
 from lingua_synth.evaluate import evaluate_domains
 from lingua_synth.evaluate.command import main as evaluate_command
@@ -263,15 +258,7 @@ def test_a_run_counts_the_tokens_it_learned_from(finetune_args, chats, shards, t
 def test_killed_and_resumed_it_ends_with_the_same_bits(finetune_args, tmp_path):
     expected = train(finetune_args(dump_dir=tmp_path / "whole"), progress=False)
     killed = finetune_args(dump_dir=tmp_path / "killed")
-    dump_args(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "lingua_synth.train", f"config={tmp_path / 'killed.yaml'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / f"{5:010d}").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    train_and_kill(killed)
     row = train(killed, progress=False)
     for key in ("loss/mean", "loss/out", "data/scored_tokens/chats", "optim/grad_norm"):
         assert column(tmp_path / "killed", key) == column(tmp_path / "whole", key)

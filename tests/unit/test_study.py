@@ -2,40 +2,18 @@
 
 import pytest
 
-from lingua_synth.config import build_args
 from lingua_synth.files import read_json, write_json
 from lingua_synth.scaling import load_runs, write_runs
-from lingua_synth.study import StudyArgs, collect, launch, plan_study, study_status
+from lingua_synth.study import collect, launch, plan_study, study_status
 from lingua_synth.study.board import queue
 from lingua_synth.study.command import main
 
 
 @pytest.fixture
-def study(shards, tmp_path):
-    def build(*overrides):
-        base = {
-            "out": str(tmp_path / "study"),
-            "sizes": ["nano-27k"],
-            "budgets": [512, 1024],
-            "mixtures": {
-                "natural": {"ratios": {"natural": "1"}},
-                "third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}},
-            },
-            "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
-            "train": {
-                "data": {"seq_len": 32, "batch_size": 4},
-                "checkpoint": {"dump": {"every": 0}},
-                "synth": {
-                    "global_batch_tokens": 128,
-                    "warmup_ratio": 0.0,
-                    "device": "cpu",
-                    "evaluation": {"domains": {"near": shards["near"]}},
-                },
-            },
-        }
-        return build_args(StudyArgs, base, *overrides)
-
-    return build
+def study(study_args):
+    mixtures = {"natural": {"ratios": {"natural": "1"}}, "third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}}}
+    own = {"budgets": [512, 1024], "mixtures": mixtures, "train": {"synth": {"warmup_ratio": 0.0}}}
+    return lambda *overrides: study_args(own, *overrides)
 
 
 def test_the_same_yaml_gives_the_same_runs_cheapest_first(study):

@@ -15,7 +15,7 @@ import pytest
 from lingua_synth.config import build_args
 from lingua_synth.files import folder_lock, write_json
 from lingua_synth.leases import Leases
-from lingua_synth.study import LaunchArgs, StudyArgs, describe_launch, launch, plan_study, study_status
+from lingua_synth.study import LaunchArgs, describe_launch, launch, plan_study, study_status
 from lingua_synth.study import agent as agents
 from lingua_synth.study.agent import Agent
 from lingua_synth.study.board import (
@@ -38,28 +38,10 @@ from lingua_synth.study.node import Ended, Node, Place, run_command_words, visib
 
 
 @pytest.fixture
-def study(shards, tmp_path):
-    def build(*overrides):
-        base = {
-            "out": str(tmp_path / "study"),
-            "sizes": ["nano-27k"],
-            "budgets": [512, 1024],
-            "mixtures": {"natural": {"ratios": {"natural": "1"}}},
-            "sources": {"natural": {"path": shards["natural"]}},
-            "train": {
-                "data": {"seq_len": 32, "batch_size": 4},
-                "checkpoint": {"dump": {"every": 0}},
-                "synth": {
-                    "global_batch_tokens": 128,
-                    "warmup_ratio": 0.0,
-                    "device": "cpu",
-                    "evaluation": {"domains": {"near": shards["near"]}},
-                },
-            },
-        }
-        return build_args(StudyArgs, base, *overrides)
-
-    return build
+def study(study_args):
+    mixtures = {"natural": {"ratios": {"natural": "1"}}}
+    own = {"budgets": [512, 1024], "mixtures": mixtures, "train": {"synth": {"warmup_ratio": 0.0}}}
+    return lambda *overrides: study_args(own, *overrides)
 
 
 ONE = {"train": {"data": {"batch_size": 1}}}

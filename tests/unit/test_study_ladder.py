@@ -15,29 +15,11 @@ WSD = {"scheduler": "wsd", "warmup": 2, "decay_fraction": 0.25, "lr_min_ratio": 
 
 
 @pytest.fixture
-def study(shards, tmp_path):
-    def build(*overrides):
-        base = {
-            "out": str(tmp_path / "study"),
-            "sizes": ["nano-27k"],
-            "budgets": [1024, 2048, 4096],
-            "mixtures": {"third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}}},
-            "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
-            "train": {
-                "data": {"seq_len": 32, "batch_size": 4},
-                "optim": WSD,
-                "checkpoint": {"dump": {"every": 0}},
-                "synth": {
-                    "decay": "linear",
-                    "global_batch_tokens": 128,
-                    "device": "cpu",
-                    "evaluation": {"domains": {"near": shards["near"]}},
-                },
-            },
-        }
-        return build_args(StudyArgs, base, *overrides)
-
-    return build
+def study(study_args):
+    mixtures = {"third": {"ratios": {"natural": "2/3", "synthetic": "1/3"}}}
+    train = {"optim": WSD, "synth": {"decay": "linear"}}
+    own = {"budgets": [1024, 2048, 4096], "mixtures": mixtures, "train": train}
+    return lambda *overrides: study_args(own, *overrides)
 
 
 def test_a_launched_ladder_has_the_losses_of_straight_runs(study):

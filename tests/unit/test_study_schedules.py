@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lingua_synth.config import build_args, dump_args
+from lingua_synth.config import dump_args
 from lingua_synth.scaling import Runs, compare_schedules, load_runs, write_runs
-from lingua_synth.study import StudyArgs, collect, plan_study
+from lingua_synth.study import collect, plan_study
 from lingua_synth.study.args import parse_study
 from lingua_synth.study.command import main
 from lingua_synth.study.overview import run_row
@@ -22,32 +22,14 @@ STAGES = {
 
 
 @pytest.fixture
-def study(shards, tmp_path):
-    def build(*overrides):
-        base = {
-            "out": str(tmp_path / "study"),
-            "sizes": ["nano-27k"],
-            "budgets": [1024, 2048],
-            "mixtures": {
-                "static": {"ratios": {"natural": "3/4", "synthetic": "1/4"}},
-                "anneal": {"stages": STAGES},
-                "ramp": {"stages": {"up": {"ratios": {"natural": "1"}, "ramp_to": STAGES["late"]["ratios"]}}},
-            },
-            "sources": {name: {"path": shards[name]} for name in ("natural", "synthetic")},
-            "train": {
-                "data": {"seq_len": 32, "batch_size": 4},
-                "optim": {"warmup": 2},
-                "checkpoint": {"dump": {"every": 0}},
-                "synth": {
-                    "global_batch_tokens": 128,
-                    "device": "cpu",
-                    "evaluation": {"domains": {"near": shards["near"]}},
-                },
-            },
-        }
-        return build_args(StudyArgs, base, *overrides)
-
-    return build
+def study(study_args):
+    mixtures = {
+        "static": {"ratios": {"natural": "3/4", "synthetic": "1/4"}},
+        "anneal": {"stages": STAGES},
+        "ramp": {"stages": {"up": {"ratios": {"natural": "1"}, "ramp_to": STAGES["late"]["ratios"]}}},
+    }
+    own = {"budgets": [1024, 2048], "mixtures": mixtures, "train": {"optim": {"warmup": 2}}}
+    return lambda *overrides: study_args(own, *overrides)
 
 
 def test_stages_are_planned_at_every_budget_exactly(study):

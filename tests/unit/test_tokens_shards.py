@@ -178,18 +178,18 @@ def test_opening_and_reading_take_no_memory_of_their_own(tmp_path):
     make(tmp_path, [Document("big", big), Document("small", "x")], shuffle_seed=None)
     # An address space too small for a copy of the 80 MB of tokens on top of the mapping.
     code = f"""
-import resource, numpy, pyarrow
+import resource, sys, numpy, pyarrow
 from lingua_synth.tokens import TokenSource
 used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 120_000_000,) * 2)
 source = TokenSource({str(tmp_path / "shards")!r})
 window = source.window(1_000, 39_000_000)
-print(int(window[::4096].max()) < 123, len(window))
+print(int(window[::4096].max()) < 123, len(window), "pandas" in sys.modules)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    assert done.stdout == "True 39000000\n", done.stderr
+    assert done.stdout == "True 39000000 False\n", done.stderr
 
 
 # --- asking again ---

@@ -3,17 +3,13 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+from killing import train_and_kill
 
-from lingua_synth.config import dump_args
 from lingua_synth.files import read_json
 from lingua_synth.train import loop, resolve_args, train
 from lingua_synth.train.args import OptimArgs
@@ -86,15 +82,7 @@ def test_killed_with_kill_9_and_resumed_it_ends_with_the_same_bits(train_args, t
     whole = train_args(dump_dir=tmp_path / "whole")
     expected = train(whole, progress=False)
     killed = train_args(dump_dir=tmp_path / "killed")
-    dump_args(killed, tmp_path / "killed.yaml")
-    command = [sys.executable, "-m", "lingua_synth.train", f"config={tmp_path / 'killed.yaml'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "checkpoints" / f"{5:010d}").is_dir():
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint appeared"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    train_and_kill(killed)
     row = train(killed, progress=False)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     same = [key for key in row if key.startswith(("loss_", "bpb_", "tokens", "epochs"))]
