@@ -39,17 +39,33 @@ class MappedShard:
 
     def __init__(self, batch: Any, masked: bool) -> None:
         column = batch.column("tokens")
-        self.tokens: npt.NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
-        self.offsets: npt.NDArray[np.int64] = column.offsets.to_numpy(zero_copy_only=True)
-        self.num_bytes: npt.NDArray[np.uint64] = batch.column("num_bytes").to_numpy(zero_copy_only=True)
+        self.tokens: npt.NDArray[Any] = _view(column.values)
+        self.offsets: npt.NDArray[np.int64] = _view(column.offsets)
+        self.num_bytes: npt.NDArray[np.uint64] = _view(batch.column("num_bytes"))
         self.ids = batch.column("id")
         self.num_documents: int = batch.num_rows
         self.scored: npt.NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
         self.scored_offsets: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if masked:
             column = batch.column("scored")
-            self.scored = column.values.to_numpy(zero_copy_only=True)
-            self.scored_offsets = column.offsets.to_numpy(zero_copy_only=True)
+            self.scored = _view(column.values)
+            self.scored_offsets = _view(column.offsets)
+
+
+def _view(column: Any) -> npt.NDArray[Any]:
+    """The numbers of an Arrow array where they lie.
+
+    `to_numpy` imports pandas where it is installed, and every rank of a training would start with that.
+    """
+    import pyarrow as pa
+
+    if column.null_count:
+        raise pa.ArrowInvalid(f"{column.null_count} numbers are missing")
+    dtype = np.dtype(column.type.to_pandas_dtype())
+    data = column.buffers()[1]
+    if not len(column):
+        return np.empty(0, dtype)
+    return np.frombuffer(data, dtype, len(column), column.offset * dtype.itemsize)
 
 
 class MappedFiles:
