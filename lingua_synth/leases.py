@@ -102,7 +102,13 @@ class Leases:
 
     def num_workers(self) -> int:
         """Processes at work in the folder, about: those that were killed count until they are cleared away."""
-        return max(1, sum(name.startswith(".") for name in os.listdir(self._folder)))
+        return self.claimed()[0]
+
+    def claimed(self) -> tuple[int, set[str]]:
+        """(processes at work, as `num_workers`; what has a claim, of a living process or not): one listing."""
+        names = os.listdir(self._folder)
+        claimed = {name for name in names if not name.startswith(".")}
+        return max(1, len(names) - len(claimed)), claimed
 
     def release(self, name: str) -> None:
         """Give `name` back unfinished: the next claim may follow at once, under the next number."""

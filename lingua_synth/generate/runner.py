@@ -160,7 +160,8 @@ def generate(
     run, plan = _claim(out_dir, identity, engine, source, max_output_tokens, max_reject_rate, lease_s)
     before = store.whole_shards(out_dir)
     resumed = sum(plan.size(shard) for shard in before if shard < plan.num_shards)
-    if not (out_dir / store.MANIFEST).exists():
+    was_finished = (out_dir / store.MANIFEST).exists()
+    if not was_finished:
         settings = Settings(recipe, engine, seed, max_output_tokens, max_failure_rate, document_format)
         worker = Worker(out_dir, plan, settings, run["created"], progress, lease_s)
         worker.execute()
@@ -168,11 +169,12 @@ def generate(
             while not _finish(out_dir, run, recipe, worker.last_shard, worker.shards, worker.is_enough):
                 time.sleep(0.1)
         elif not (out_dir / store.MANIFEST).exists():
-            shards = {shard: store.read_shard(out_dir, shard) for shard in store.whole_shards(out_dir)}
+            shards = {shard: store.read_counts(out_dir, shard) for shard in store.whole_shards(out_dir)}
             return _summary(out_dir, {**run, **_totals(shards)}, time.perf_counter() - start, resumed, False)
     manifest = read_json(out_dir / store.MANIFEST)
-    for info in manifest["shards"]:
-        store.check_sizes(out_dir, info)
+    if was_finished:  # else whoever finished it has looked at every file, and the others need not do it at once
+        for info in manifest["shards"]:
+            store.check_sizes(out_dir, info)
     return _summary(out_dir, manifest, time.perf_counter() - start, min(resumed, manifest["inputs"]), True)
 
 

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import random
 import signal
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.documents import Document
+from lingua_synth.files import read_json, write_json
 from lingua_synth.generate import store
 from lingua_synth.generate.accounting import Meter
 from lingua_synth.generate.engine import Engine, Failure, Generation, Outcome, Prompt, Request, whole_characters
@@ -40,6 +42,16 @@ REQUESTS_BEFORE_JUDGING_FAILURES = 100
 NUM_ERRORS_SHOWN = 3
 LOOK_EVERY_S = 5.0
 """Seconds between looks at what other processes have finished, and for shards that they left."""
+LISTING_SHARE = 50
+"""Listings of the run's folder take at most one part in so many of a process's time: the folder of a million shards has
+four million names."""
+CLAIMS_LOOKED_AT = 64
+"""Claims of others that one look asks about, drawn where there are more: a thousand processes hold a thousand."""
+MOST_STALE = 16
+"""Shards in a row that turn out to be finished before the next ones are tried."""
+COUNTED = "counted.json"
+"""How far the kept tokens of a run with a budget have been added up, for the others."""
+COUNTED_EVERY = 256
 _OUTCOME_FIELDS = tuple(field.name for field in dataclasses.fields(Generation) if field.name != "key")
 
 
@@ -125,7 +137,12 @@ class Worker:
         """Shards without a gap from 0."""
         self._whole_tokens = 0
         """Kept by these."""
-        self._looked = 0.0
+        self._looked = self._listed = -math.inf
+        """When others were looked for, and the folder was listed last; on the clock of time.monotonic."""
+        self._listing_s = 0.0
+        """Seconds that the last listing took."""
+        self._counted = 0
+        """Shards that the others have been told of."""
         self._has_manifest = False
         self._found_none = -LOOK_EVERY_S
         """When no shard was free; on the clock of time.monotonic."""
@@ -158,6 +175,8 @@ class Worker:
                 # An engine that loses requests ends early; what is left is asked of it anew.
                 while (first := next(requests, None)) is not None:
                     self._feed(itertools.chain([first], requests))
+                self._list()  # whoever leaves last is to see that all is done
+                self._count_whole()
             finally:
                 for shard in list(self._open):
                     self._journal.leave(shard)
@@ -213,18 +232,52 @@ class Worker:
     # --- what others have done ---
 
     def _look(self) -> None:
-        """See which shards are whole by now, and whether others have ended the run."""
+        """See whether others have ended the run; list which shards are whole where that was not done lately."""
         self._looked = time.monotonic()
         self._has_manifest = (self._folder / store.MANIFEST).exists()
-        self._whole = store.whole_shards(self._folder)
+        if self._looked - self._listed >= max(LOOK_EVERY_S, LISTING_SHARE * self._listing_s):
+            self._list()
         self._count_whole()
 
+    def _list(self) -> None:
+        started = time.monotonic()
+        self._whole = store.whole_shards(self._folder)
+        self._listed = time.monotonic()
+        self._listing_s = self._listed - started
+
     def _count_whole(self) -> None:
-        while self._num_whole in self._whole and not self.is_enough and self._num_whole < self._plan.num_shards:
-            if self._num_whole not in self.shards:
-                self.shards[self._num_whole] = store.read_shard(self._folder, self._num_whole)
-            self._whole_tokens += self.shards[self._num_whole]["output_tokens"]
+        """Follow the shards that are whole without a gap, and with a budget their tokens, from where anybody came."""
+        has_budget = self._settings.max_output_tokens is not None
+        if has_budget:
+            self._jump()
+        while self._num_whole < self._plan.num_shards and not self.is_enough:
+            # The budget's end is not to wait for the next listing.
+            if self._num_whole not in self._whole and not (has_budget and self._is_whole(self._num_whole)):
+                break
+            own = self.shards.get(self._num_whole)
+            if own is not None or has_budget:
+                content = own or store.read_counts(self._folder, self._num_whole)
+                self._whole_tokens += content["output_tokens"]
             self._num_whole += 1
+        if has_budget and self._num_whole >= self._counted + COUNTED_EVERY:
+            self._counted = self._num_whole
+            write_json(self._folder / JOURNALS / COUNTED, [self._num_whole, self._whole_tokens])
+
+    def _jump(self) -> None:
+        """Go on counting where another process has come to, if all shards before are there still."""
+        try:
+            num_whole, tokens = read_json(self._folder / JOURNALS / COUNTED)
+        except ValueError:  # nobody has come far
+            return
+        self._counted = max(self._counted, num_whole)
+        if num_whole > self._num_whole and self._whole.issuperset(range(self._num_whole, num_whole)):
+            self._num_whole, self._whole_tokens = num_whole, tokens
+
+    def _is_whole(self, shard: int) -> bool:
+        """Whether a shard is whole; asks for its one file."""
+        if shard not in self._whole and (self._folder / store.shard_name(shard)).exists():
+            self._whole.add(shard)
+        return shard in self._whole
 
     @property
     def _is_over(self) -> bool:
@@ -254,13 +307,14 @@ class Worker:
         if self._under_way and time.monotonic() - self._found_none < LOOK_EVERY_S:
             return False
         for shard in self._candidates():
+            if self._is_whole(shard):  # since the last listing
+                continue
             name = f"{shard:05d}"
             claim = self._leases.claim(name)
             if claim is None:
                 continue
-            if (self._folder / store.shard_name(shard)).exists():  # finished a moment ago
+            if self._is_whole(shard):  # finished a moment ago
                 self._leases.finish(name)
-                self._whole.add(shard)
                 continue
             entries = self._journal.entries(shard, self._leases.earlier_claims(name))
             known: dict[str, dict[str, Any]] = {}
@@ -277,24 +331,35 @@ class Worker:
     def _candidates(self) -> Iterator[int]:
         """Shards that may be free, in order; where others are at work, the next few in any order."""
         self._look()
-        others = self._leases.num_workers() - 1
+        before = len(self._whole)
+        yield from self._free_shards()
+        if len(self._whole) > before:  # what was known was old, and shards were passed over
+            self._list()
+            self._count_whole()
+            yield from self._free_shards()
+
+    def _free_shards(self) -> Iterator[int]:
+        """As `_candidates`, by what is known; leaves a stretch of which the first `MOST_STALE` are whole by now."""
+        num_workers, claimed = self._leases.claimed()
+        at_once = 2 * (num_workers - 1) + 1
+        asked = [name for name in claimed if name.isdigit() and int(name) not in self._open]
+        asked = self._random.sample(asked, min(len(asked), CLAIMS_LOOKED_AT))
+        left_behind = {name for name in asked if not self._leases.is_held(name)}
         missing = (
             shard
             for shard in range(self._num_whole, self._plan.num_shards)
             if shard not in self._whole and shard not in self._open
         )
-        while True:
-            free = []
-            for shard in missing:
-                if not self._leases.is_held(f"{shard:05d}"):
-                    free.append(shard)
-                    if len(free) > 2 * others:
-                        break
-            if not free:
-                return
-            if others:
-                self._random.shuffle(free)
-            yield from free
+        free = (s for s in missing if (name := f"{s:05d}") not in claimed or name in left_behind)
+        while stretch := list(itertools.islice(free, at_once)):
+            if num_workers > 1:
+                self._random.shuffle(stretch)
+            num_stale = 0
+            for shard in stretch:
+                yield shard
+                num_stale = num_stale + 1 if shard in self._whole else 0
+                if num_stale == MOST_STALE:
+                    break
 
     def _begin(self, shard: _OpenShard, one: Input) -> None:
         sample = self._plan.sample(shard.index)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pytest
 
 from lingua_synth import files
 from lingua_synth.documents import Document, read_documents, write_documents
-from lingua_synth.generate import Failure, Generation, generate, load_recipe, store, verify
+from lingua_synth.generate import Failure, Generation, generate, load_recipe, store, verify, worker
 from lingua_synth.generate.engines.mock import MockDied, MockEngine
 from lingua_synth.generate.recipe import recipe_from
 from lingua_synth.generate.store import record_id, request_seed
+from lingua_synth.leases import Leases
 
 RECIPE = load_recipe("hq")
 DOCUMENTS = [Document(f"doc-{i}", f"Text number {i} with {{braces}}. " * 5, {"url": f"u{i}"}) for i in range(50)]
@@ -666,3 +668,80 @@ def test_an_interrupted_folder_is_not_read_as_documents(tmp_path):
         list(read_documents(str(tmp_path / "g")))
     generate(documents, tmp_path / "g", "continue", MockEngine(), shard_size=10, progress=False)
     assert len(list(read_documents(str(tmp_path / "g")))) == 40
+
+
+# --- a thousand processes, a million shards ---
+
+
+def test_a_folder_that_takes_long_to_list_is_not_listed_for_every_shard(tmp_path, monkeypatch):
+    looks = []
+
+    def slow(folder, look=store.whole_shards):
+        looks.append(1)
+        time.sleep(0.02)
+        return look(folder)
+
+    monkeypatch.setattr(store, "whole_shards", slow)
+    monkeypatch.setattr(worker, "LOOK_EVERY_S", 0.0)
+    assert run(tmp_path, MockEngine(), shard_size=1, documents=DOCUMENTS[:20]).records == 20
+    assert verify(tmp_path) == [] and len(looks) <= 6
+
+
+def test_only_some_of_many_claims_are_asked_about(tmp_path, monkeypatch):
+    """40 living processes of other machines hold a shard each; what they hold is left to them."""
+    asked = []
+    monkeypatch.setattr(worker, "CLAIMS_LOOKED_AT", 4)
+    real = Leases.is_held
+    monkeypatch.setattr(Leases, "is_held", lambda self, name: (asked.append(name), real(self, name))[1])
+    documents = [Document(str(i), f"text {i}") for i in range(45)]
+    for i in range(40):
+        place = tmp_path / "leases" / f"{i:05d}"
+        place.mkdir(parents=True)
+        (place / "1").write_text(json.dumps({"worker": f"w{i}", "host": "elsewhere", "pid": 1}))
+    summary = run(tmp_path, MockEngine(), shard_size=1, documents=documents)
+    assert not summary.is_complete and summary.records == 5
+    assert store.whole_shards(tmp_path) == set(range(40, 45))
+    assert 0 < len(asked) <= 4 * 7
+    # Claims that nobody keeps alive are found all the same.
+    for i in range(40):
+        os.utime(tmp_path / "leases" / f"{i:05d}" / "1", (0, 0))
+    assert run(tmp_path, MockEngine(), shard_size=1, documents=documents).is_complete
+    assert verify(tmp_path) == []
+
+
+def test_how_far_a_budget_is_used_is_counted_once_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "COUNTED_EVERY", 2)
+    expected = run(tmp_path / "whole", MockEngine(), shard_size=1, max_output_tokens=1_000)
+    assert expected.reached_max_output_tokens and expected.inputs < 50
+
+    class Dying(MockEngine):
+        def run(self, requests):
+            for number, outcome in enumerate(super().run(requests)):
+                if number == expected.inputs // 2:
+                    raise OSError("gone")
+                yield outcome
+
+    with pytest.raises(OSError, match="gone"):
+        run(tmp_path / "parts", Dying(window=1), shard_size=1, max_output_tokens=1_000)
+    num_whole, tokens = json.loads((tmp_path / "parts" / "journal" / "counted.json").read_text())
+    contents = [store.read_shard(tmp_path / "parts", i) for i in range(num_whole)]
+    assert num_whole > 2 and tokens == sum(content["output_tokens"] for content in contents)
+    read = []
+    real = store.read_counts
+    monkeypatch.setattr(store, "read_counts", lambda folder, shard: (read.append(shard), real(folder, shard))[1])
+    shutil.copytree(tmp_path / "parts", tmp_path / "damaged")
+    started = worker.Worker._look
+
+    def look(self):
+        started(self)
+        assert not [shard for shard in read if shard < num_whole], "what others have counted is not counted again"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.Worker, "_look", look)
+        found = run(tmp_path / "parts", MockEngine(), shard_size=1, max_output_tokens=1_000)
+    assert (found.inputs, found.output_tokens) == (expected.inputs, expected.output_tokens)
+    # A shard that was taken out is made again, though it was counted.
+    (tmp_path / "damaged" / "shard-00001.json").unlink()
+    found = run(tmp_path / "damaged", MockEngine(), shard_size=1, max_output_tokens=1_000)
+    assert (found.inputs, found.output_tokens) == (expected.inputs, expected.output_tokens)
+    assert verify(tmp_path / "damaged") == verify(tmp_path / "parts") == []
