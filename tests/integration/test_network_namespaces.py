@@ -93,7 +93,7 @@ def test_two_machines_train_as_one_to_the_bit_also_when_one_is_lost(train_args, 
         assert not (both / "result.json").exists()
         second = begin(nodes, 1, tmp_path / "both.yaml")
         said = [process.communicate(timeout=200)[1] for process in (first, second)]
-        [open(f"/tmp/dev/sc9/said{i}","w").write(t) for i,t in enumerate(said)]; assert (first.returncode, second.returncode) == (0, 0)
+        assert (first.returncode, second.returncode) == (0, 0), "\n".join(text[-3000:] for text in said)
     finally:
         for process in (first, second):
             if process.poll() is None:
