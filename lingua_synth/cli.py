@@ -33,6 +33,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "lingua_synth.analysis.command",
         "token shards of training and evaluation corpora: counts, laws, distances, overlap",
     ),
+    "recommend": (
+        "lingua_synth.recommend.command",
+        "what to train on, by cost: natural text, more of it, or a share of synthetic text",
+    ),
     "report": ("lingua_synth.report.command", "figures and one self-contained page from a runs table"),
 }
 

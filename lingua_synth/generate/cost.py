@@ -11,15 +11,20 @@ the text and the epochs; for one small run it is most of the bill.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lingua_synth.files import read_json
 from lingua_synth.generate import store
-from lingua_synth.generate.accounting import read_usage
+from lingua_synth.generate.accounting import WORKERS, read_usage
 from lingua_synth.model.counts import PEAK_FLOPS, count_parameters, flops_per_token, in_words, peak_flops
 from lingua_synth.model.presets import preset
+
+MIN_PARTS = 3
+"""Processes, and shards, that a standard error takes."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,36 @@ def measured_rate(out_dir: str | Path) -> GenerationRate:
     keep_rate = manifest["output_tokens"] / usage.generated_tokens
     source = f"measured in {folder.name}, {usage.gpu_h:,.2f} GPU-h"
     return GenerationRate(usage.gpu_h / usage.generated_tokens * 1e9, keep_rate, source)
+
+
+def rate_error(out_dir: str | Path) -> float | None:
+    """Relative standard error of a run's GPU-hours per kept token, by the jackknife.
+
+    Over its processes for the hours per token, over its shards for the keep rate. None where there are fewer than
+    `MIN_PARTS` of either: one process says nothing of how the next would do.
+    """
+    folder = Path(out_dir)
+    workers = [read_json(path) for path in sorted((folder / WORKERS).glob("*.json"))]
+    hours = [(_gpu_hours(one), float(one["generated_tokens"])) for one in workers]
+    shards = [read_json(folder / store.shard_name(shard)) for shard in sorted(store.whole_shards(folder))]
+    kept = [(float(one["output_tokens"]), float(one["generated_tokens"])) for one in shards]
+    errors = [_jackknife([pair for pair in pairs if pair[1] > 0]) for pairs in (hours, kept)]
+    return None if None in errors else math.hypot(*(error or 0.0 for error in errors))
+
+
+def _gpu_hours(worker: Mapping[str, Any]) -> float:
+    return sum(float(worker.get(name, 0.0)) for name in ("gpu_startup_h", "gpu_busy_h", "gpu_idle_h"))
+
+
+def _jackknife(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard error of ln(sum of the first / sum of the second), leaving out one pair at a time."""
+    num = len(pairs)
+    tops, bottoms = sum(top for top, _ in pairs), sum(bottom for _, bottom in pairs)
+    if num < MIN_PARTS or min(tops - top for top, _ in pairs) <= 0:
+        return None
+    logs = [math.log((tops - top) / (bottoms - bottom)) for top, bottom in pairs]
+    mean = sum(logs) / num
+    return math.sqrt((num - 1) / num * sum((one - mean) ** 2 for one in logs))
 
 
 def generation_cost(

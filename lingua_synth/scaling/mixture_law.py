@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lingua_synth.scaling.laws import EXPONENT_BOUNDS, INTERACTION_BOUNDS, Law
+from lingua_synth.scaling.laws import EXPONENT_BOUNDS, INTERACTION_BOUNDS, ArrayLike, Law
 from lingua_synth.scaling.repetition import log_worth_of_repeats
 
 GAMMA_BOUNDS = (0.05, 1.0)
@@ -82,6 +82,43 @@ class _BlendLaw(Law):
         """(exponent of the data term `[n, m]` but for N^c, its derivative by each parameter)."""
 
     # --- the law ---
+
+    def parts(
+        self, params: np.ndarray, N: ArrayLike | None = None, D: ArrayLike | None = None, **variables: ArrayLike | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(what no number of tokens lowers, the data term), each `[n, m]`; their sum is the loss.
+
+        `params` is `[n, p]`; a variable is one number, `[m]` (the same points for every row) or `[n, m]` (each row has
+        points of its own, as when every resample needs another budget for one loss). ValueError as for `predict`.
+        """
+        theta = self.as_array(params)
+        assert theta.ndim == 2, "one row a set of parameters"
+        given = {"N": N, "D": D, **variables}
+        points = {}
+        for name in self.variables:
+            value = np.atleast_1d(self.check_variable(given.pop(name, None), name))
+            points[name] = np.log(value) if name in self.logged else value
+        if any(value is not None for value in given.values()):
+            raise ValueError(f"{type(self).__name__} ({self.formula}) has no {', '.join(given)}")
+        self.validate_points(points)
+        fixed, data = self._parts(theta, points)
+        shape = np.broadcast_shapes(fixed.shape, data.shape)
+        return np.broadcast_to(fixed, shape), np.broadcast_to(data, shape)
+
+    def _parts(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        fixed = np.zeros((len(theta), 1))
+        for name, column in self._floor(points).items():
+            fixed = fixed + self._spread(theta, name) * column
+        if self.size:
+            exponent = -self._spread(theta, "alpha") * points["N"]
+            for name, column in self._lean(points).items():
+                exponent = exponent + self._spread(theta, name) * column
+            fixed = fixed + self._spread(theta, "A") * np.exp(exponent)
+        exponent, _ = self._pull(theta, points)
+        if self.interaction:
+            exponent = exponent - self._spread(theta, "c") * points["N"]
+        data = np.exp(exponent)
+        return fixed, self._spread(theta, "B") * data if "B" in self.parameters else data
 
     def value_and_jacobian(self, theta: np.ndarray, points: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         at = {name: k for k, name in enumerate(self.parameters)}

@@ -215,7 +215,7 @@ def best_ratio(
     nodes = np.linspace(low, high, 20 * (NODES - 1) + 1)
     point = law.as_array(fit.params)
     curve = losses(law, point, nodes)
-    ratio = float(_lowest(nodes, curve[None])[0])
+    ratio = float(lowest_ratio(nodes, curve[None])[0])
     best = float(losses(law, point, np.array([ratio]))[0])
     interval, made, failed = _interval(fit, losses, low, high, level, n, seed, unit, resamples)
     scatter = _scatter(fit)
@@ -224,10 +224,10 @@ def best_ratio(
         raise ValueError(f"noise is the scatter of one run in log loss (0.002 is 0.2 %), 0 or more; got {noise}")
     under = {law.name: ratio}
     if rivals and not caps:
-        for rival, found in _rivals(fit).items():
+        for rival, found in rivals_of(fit).items():
             params = rival.as_array(found.params)
-            under[rival.name] = float(_lowest(nodes, losses(rival, params, nodes)[None])[0])
-            if _likelier(found, fit) > LIKELIER:
+            under[rival.name] = float(lowest_ratio(nodes, losses(rival, params, nodes)[None])[0])
+            if likelier_by(found, fit) > LIKELIER:
                 warnings.append(
                     f"{type(rival).__name__} follows these runs better (scatter {100 * _scatter(found):.3g} % against "
                     f"{100 * scatter:.3g} %) and puts the best ratio at {under[rival.name]:.3f}; fit that one"
@@ -236,7 +236,7 @@ def best_ratio(
     if guessed:
         others = ", ".join(
             f"{value:g} gives "
-            f"{_lowest(nodes, losses(law, point, nodes, {**worth, **dict.fromkeys(guessed, value)})[None])[0]:.3f}"
+            f"{lowest_ratio(nodes, losses(law, point, nodes, {**worth, **dict.fromkeys(guessed, value)})[None])[0]:.3f}"
             for value in DOUBTED_R
         )
         warnings.append(
@@ -324,7 +324,7 @@ def _with_caps(
     return capped, np.stack([columns[name] for name in capped.parameters], axis=-1), more
 
 
-def _lowest(ratios: np.ndarray, losses: np.ndarray) -> np.ndarray:
+def lowest_ratio(ratios: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """Ratio of the lowest loss of every row `[n, k]`: a parabola through the lowest node and its neighbours."""
     at = np.argmin(losses, axis=-1)
     middle = np.clip(at, 1, len(ratios) - 2)
@@ -374,7 +374,7 @@ def _interval(
     nodes = np.linspace(low, high, NODES)
     step = max(1, 500_000 // NODES)
     best = np.concatenate(
-        [_lowest(nodes, losses(fit.law, solved[k : k + step], nodes)) for k in range(0, len(solved), step)]
+        [lowest_ratio(nodes, losses(fit.law, solved[k : k + step], nodes)) for k in range(0, len(solved), step)]
     )
     tails = np.quantile(best, [(1 - level) / 2, (1 + level) / 2])
     return (float(tails[0]), float(tails[1])), len(resamples.params), resamples.num_failed
@@ -405,8 +405,8 @@ _RIVALS: weakref.WeakKeyDictionary[ScalingFit, dict[Law, ScalingFit]] = weakref.
 """Rivals of a fit, so that a table of many (N, D) fits them once."""
 
 
-def _rivals(found: ScalingFit) -> dict[Law, ScalingFit]:
-    """Rival laws with a ratio -> their fits to the same runs."""
+def rivals_of(found: ScalingFit) -> dict[Law, ScalingFit]:
+    """Rival laws with a ratio -> their fits to the same runs, made once a fit."""
     if found in _RIVALS:
         return _RIVALS[found]
     rivals: dict[Law, ScalingFit] = {}
@@ -417,7 +417,7 @@ def _rivals(found: ScalingFit) -> dict[Law, ScalingFit]:
     return rivals
 
 
-def _likelier(one: ScalingFit, other: ScalingFit) -> float:
+def likelier_by(one: ScalingFit, other: ScalingFit) -> float:
     """By how much (in nats) the runs are likelier under `one`, at the scale of error that suits each, per parameter."""
     if min(one.objective, other.objective) <= 1e-18:
         return 0.0  # without noise both may be right

@@ -9,7 +9,7 @@ import numpy as np
 from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.mixture_law import MixtureLaw
 from lingua_synth.scaling.natural import synthetic_ratios
-from lingua_synth.scaling.ratio import NODES, BestRatio, _lowest, best_ratio
+from lingua_synth.scaling.ratio import NODES, BestRatio, best_ratio, lowest_ratio
 from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
@@ -61,7 +61,7 @@ class RatioFit:
         assert self.fit is not None and self.bootstrap is not None, "only a usable fit is asked"
         nodes = np.linspace(*self._span(), NODES)
         place = {"N": N} if "N" in self.fit.law.variables else {}
-        return _lowest(nodes, np.asarray(self.fit.law.predict(self._solved(), **place, D=D, r=nodes)))
+        return lowest_ratio(nodes, np.asarray(self.fit.law.predict(self._solved(), **place, D=D, r=nodes)))
 
     def log_gain(self, N: float, D: float, r: float) -> tuple[float, np.ndarray]:
         """ln(loss at r / loss of natural text alone) at one place: (by the fit, by every resample)."""

@@ -18,16 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from lingua_synth.scaling.hull import outside, trained_places
 from lingua_synth.scaling.kinds import Kind, kinds_of
-from lingua_synth.scaling.natural import base_mixture, synthetic_ratios
+from lingua_synth.scaling.natural import base_mixture
 from lingua_synth.scaling.ratio import BestRatio
 from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
 from lingua_synth.scaling.runs import Runs
-
-TOLERANCE = 0.02
-"""How far (in ln N or ln D) beyond the runs a place still counts as inside: 1B asked of a size of 0.99B."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,24 +129,24 @@ def recommend(
     place = (float(N), float(D))
     notes: list[str] = []
     usable: dict[str, RatioFit] = {}
-    outside: dict[str, str] = {}
+    beyond: dict[str, str] = {}
     for source, one in found.items():
         if not one.usable:
             notes.append(f"{source} takes no part: {one.why_not}")
             continue
-        why = _outside(runs, base, source, n_definition, *place)
+        why = outside(trained_places(runs, base, source, n_definition), source, *place)
         if why:
-            outside[source] = why
+            beyond[source] = why
         else:
             usable[source] = one
     if not usable:
-        why = next(iter(outside.values()), "") or (
+        why = next(iter(beyond.values()), "") or (
             "No kind of synthetic text was trained at enough ratios for a law in the ratio"
             + (f" ({'; '.join(notes)})" if notes else "")
             + "; train at least three ratios of one source beside natural text, at several budgets."
         )
         return Recommendation(*place, n_definition, target, level, base, None, (), (), why, tuple(notes))
-    notes += [f"{source} takes no part: {why}" for source, why in outside.items()]
+    notes += [f"{source} takes no part: {why}" for source, why in beyond.items()]
     options = sorted(
         (_option(kinds[source], one, *place, level) for source, one in usable.items()), key=lambda o: -o.gain
     )
@@ -184,52 +182,6 @@ def _smallest_generator(best: Option, tied: Sequence[Option], notes: list[str]) 
             f"{smallest.kind.generator}, which writes for less"
         )
     return smallest
-
-
-# --- where the runs are ---
-
-
-def _outside(runs: Runs, base: str, source: str, n_definition: str, N: float, D: float) -> str:
-    """Why (N, D) lies outside the runs of natural text and of a source; empty when it does not."""
-    shares = synthetic_ratios(runs, base)
-    on_axis = [mixture for mixture, (names, _) in shares.items() if names in ((), (source,))]
-    mine = np.isin(runs["mixture"], on_axis)
-    places = np.unique(np.stack([np.log(runs.N(n_definition)[mine]), np.log(runs["tokens"][mine])], axis=-1), axis=0)
-    asked = np.log([N, D])
-    low, high = places.min(axis=0), places.max(axis=0)
-    for k, (name, of) in enumerate((("N", "parameters"), ("D", "tokens"))):
-        if not low[k] - TOLERANCE <= asked[k] <= high[k] + TOLERANCE:
-            return (
-                f"{name} = {math.exp(asked[k]):.4g} {of} lies outside the runs of {source}, which span "
-                f"{math.exp(low[k]):.4g} to {math.exp(high[k]):.4g}: the best share moves with {name}, and nothing "
-                "here says how beyond them. Ask within, or train there."
-            )
-    if not _in_hull(places, asked):
-        nearest = places[np.argmin(((places - asked) ** 2).sum(axis=1))]
-        return (
-            f"N = {N:.4g} with D = {D:.4g} lies outside what the runs of {source} span together (sizes and budgets "
-            f"were each trained, this corner was not); the nearest trained place is N = {math.exp(nearest[0]):.4g}, "
-            f"D = {math.exp(nearest[1]):.4g}."
-        )
-    return ""
-
-
-def _in_hull(places: np.ndarray, asked: np.ndarray) -> bool:
-    """Whether `asked` is a mean of `places` `[n, 2]` with weights, within the tolerance in each coordinate."""
-    from scipy.optimize import linprog
-
-    num = len(places)
-    bounds = [(0.0, 1.0)] * num
-    found = linprog(
-        np.zeros(num),
-        A_ub=np.concatenate([places.T, -places.T]),
-        b_ub=np.concatenate([asked + TOLERANCE, TOLERANCE - asked]),
-        A_eq=np.ones((1, num)),
-        b_eq=[1.0],
-        bounds=bounds,
-        method="highs",
-    )
-    return bool(found.success)
 
 
 def _words(one: Option) -> str:

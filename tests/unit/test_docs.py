@@ -128,7 +128,7 @@ def test_the_keys_of_every_command_on_a_page_exist(tmp_path, monkeypatch):
     assert seen == set(VERBS), "every verb stands on some page"
 
 
-@pytest.mark.parametrize("page", ["troubleshooting.md", "numerics.md", "dataflow.md"])
+@pytest.mark.parametrize("page", ["troubleshooting.md", "numerics.md", "dataflow.md", "recommend.md"])
 def test_python_on_the_pages_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = 0

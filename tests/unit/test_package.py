@@ -17,8 +17,9 @@ ROOT = PACKAGE.parent
 
 # A room may import only rooms further down; rooms on one line do not know each other.
 LAYERS = [
-    ["cli"], ["quickstart"], ["generations"], ["study"], ["report"], ["analysis"], ["scaling"], ["hosts"], ["train"],
-    ["generate"], ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"], ["files", "leases"],
+    ["cli"], ["quickstart"], ["generations", "recommend"], ["study"], ["report"], ["analysis"], ["scaling"], ["hosts"],
+    ["train"], ["generate"], ["evaluate"], ["model"], ["mixture"], ["tokens"], ["documents"], ["config"],
+    ["files", "leases"],
 ]  # fmt: skip
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 
@@ -66,6 +67,7 @@ def run(code):
         "lingua_synth.study",
         "lingua_synth.model",
         "lingua_synth.evaluate",
+        "lingua_synth.recommend",
     ],
 )
 def test_importing_needs_no_heavy_library(module):
@@ -113,6 +115,8 @@ def test_help_names_every_verb_and_every_verb_has_help(capsys):
         (["quickstart", "out=OUT", "budgets=[4096]"], 2, "exists and holds no quickstart"),
         (["fit", "runs=gone.csv", "out=OUT/f"], 2, "gone.csv"),
         (["report", "runs=gone.csv", "out=OUT/f"], 2, "gone.csv"),
+        (["recommend", "runs=gone.csv", "n=1B", "tokens=50B"], 2, "no runs table gone.csv"),
+        (["recommend", "n=1B"], 2, "recommend needs runs=FILE.csv"),
     ],
 )
 def test_bad_input_ends_with_one_message_and_leaves_nothing(words, code, message, tmp_path, capsys):
