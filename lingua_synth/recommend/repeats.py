@@ -71,8 +71,10 @@ def repeats_of(
     why = f"no run of {source} alone reads a token twice"
     if (passes > MAX_PASSES).any():
         try:
-            D = mine["tokens"]
-            found = fit(RepetitionLaw(), N=mine.N(n_definition), D=D, U=D / passes, loss=mine[target])
+            N, D = mine.N(n_definition), mine["tokens"]
+            several = len(np.unique(N)) > 1
+            law = RepetitionLaw(size=several)
+            found = fit(law, N=N if several else None, D=D, U=D / passes, loss=mine[target])
             why = "; ".join(found.reasons)
             if found.identifiable:
                 drawn = bootstrap(found, n=num, seed=seed)

@@ -25,10 +25,11 @@ from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.laws import ArrayLike, Law, _positive
 from lingua_synth.scaling.mixture_law import MixtureLaw
 from lingua_synth.scaling.records import record
+from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
-PUBLISHED_R = 15.39
-"""R_D of Muennighoff et al. 2023 for natural text; what `best_ratio` takes for repeats that no run shows."""
+PUBLISHED_R = PUBLISHED_R_D
+"""Of natural text; what `best_ratio` takes for repeats that no run shows."""
 DOUBTED_R = (4.0, 23.0)
 """Least and greatest R_D from refits of their runs, by which of them are used."""
 NODES = 501
