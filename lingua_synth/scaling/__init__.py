@@ -63,6 +63,7 @@ from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
 from lingua_synth.scaling.recommendation import Option, Recommendation, recommend
 from lingua_synth.scaling.repeats import RepeatValue, value_of_repeats
 from lingua_synth.scaling.repetition import OverfitLaw, RepetitionLaw, effective_tokens
+from lingua_synth.scaling.repetition_fits import RepetitionFit, RepetitionFits, fit_repetition
 from lingua_synth.scaling.runs import Runs, load_runs, write_runs
 from lingua_synth.scaling.schedules import ScheduleCell, ScheduleComparison, compare_schedules
 from lingua_synth.scaling.simulate import simulate_study
@@ -124,6 +125,8 @@ __all__ = [
     "RectifiedLaw",
     "RectifiedModelLaw",
     "RepeatValue",
+    "RepetitionFit",
+    "RepetitionFits",
     "RepetitionLaw",
     "RunNoise",
     "Runs",
@@ -154,6 +157,7 @@ __all__ = [
     "fit_ensemble",
     "fit_mixtures",
     "fit_ratios",
+    "fit_repetition",
     "fit_study",
     "holdout",
     "influence",

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from lingua_synth.config import parse_args
-from lingua_synth.files import atomic_file
+from lingua_synth.files import atomic_file, write_json
 from lingua_synth.scaling.choice import LawChoice, choose_law
 from lingua_synth.scaling.cleaning import Cleaned, clean
 from lingua_synth.scaling.laws import Law
+from lingua_synth.scaling.repetition_fits import LAWS as REPEAT_LAWS
+from lingua_synth.scaling.repetition_fits import fit_repetition
 from lingua_synth.scaling.runs import Runs, load_runs, schedules, with_schedule_note
 from lingua_synth.scaling.stored import FITS_JSON, write_fits
 from lingua_synth.scaling.study import StudyFits, fit_study
 
 FITS_CSV = "fits.csv"
 FIGURES = "figures"
+REPETITION_JSON, REPETITION_CSV = "repetition.json", "repetition.csv"
+NOTED_PASSES = 1.1
+"""Most passes over a source of which a law in N and D need not speak."""
 
 
 @dataclass
@@ -64,7 +72,8 @@ class FitArgs(TableArgs):
     """Folder for fits.json (full precision), resamples.npz, fits.csv (one row a parameter) and figures/; made when
     absent."""
     law: str = "joint"
-    """Law in both N and D: joint, interaction, or another law's name."""
+    """Law in both N and D: joint, interaction, or another law's name; or a law of repeated data, over N, D and the
+    unique tokens: repetition (repeats lose their worth), overfit (too many do harm)."""
     by: str = "mixture"
     """Column whose values are fitted apart; all: every run together."""
     objective: str = "huber"
@@ -90,6 +99,8 @@ def main(argv: Sequence[str]) -> int | None:
         raise ValueError(f"fit needs {missing}; `lingua-synth fit --help` lists the keys")
     if Path(args.out).is_file():
         raise ValueError(f"out={args.out} is a file; name a folder")
+    if args.law in REPEAT_LAWS:
+        return _fit_repeats(args)
     law = law_named(args.law)
     runs, cleaned = read_runs(args)
     runs = _grouped(runs, args.by)
@@ -118,6 +129,11 @@ def main(argv: Sequence[str]) -> int | None:
     write_fits_csv(fits, out / FITS_CSV)
     for line in cleaning_lines(runs, cleaned):
         print(line)
+    if most := most_passes(runs):
+        print(
+            f"note: sources were read up to {most[1]:.3g} times ({most[0]}), and these laws take a repeated token for "
+            "a new one; law=repetition does not\n"
+        )
     print(fits)
     for mixture, one in chosen.items():
         print(f"\n{mixture}: {one}")
@@ -131,6 +147,40 @@ def main(argv: Sequence[str]) -> int | None:
     by = "" if args.by in ("mixture", "all") else f" by {args.by}"
     print(f"\n{written}: {len(runs)} runs, {groups} {kind}{'s' if groups != 1 else ''}{by}")
     return 0
+
+
+def _fit_repeats(args: FitArgs) -> int:
+    """The laws of repeated data: repetition.json, repetition.csv, and what passes are worth."""
+    runs, cleaned = read_runs(args)
+    runs = _grouped(runs, args.by)
+    fits = fit_repetition(
+        runs,
+        law=args.law,
+        target=args.target,
+        n_definition=args.n_definition,
+        num_bootstraps=args.bootstraps,
+        seed=args.seed,
+        objective=args.objective,
+        unit=args.unit or None,
+    )
+    out = Path(args.out)
+    write_json(out / REPETITION_JSON, fits.to_dict() | {"cleaning": cleaned.to_dict() if cleaned is not None else None})
+    _write_rows(fits.rows(), out / REPETITION_CSV)
+    for line in cleaning_lines(runs, cleaned):
+        print(line)
+    print(f"{fits}\n\n{out / REPETITION_JSON}, {out / REPETITION_CSV}: {len(runs)} runs")
+    return 0
+
+
+def most_passes(runs: Runs) -> tuple[str, float] | None:
+    """(column, most passes) where a source was read over again by more than a tenth; None elsewhere."""
+    found = {
+        name: float(np.nanmax(values))
+        for name, values in runs.columns.items()
+        if name.startswith("epochs_") and values.dtype.kind == "f" and not np.isnan(values).all()
+    }
+    most = max(found, key=lambda name: found[name], default=None)
+    return (most, found[most]) if most is not None and found[most] > NOTED_PASSES else None
 
 
 def read_runs(args: TableArgs) -> tuple[Runs, Cleaned | None]:
@@ -216,7 +266,10 @@ def _grouped(runs: Runs, by: str) -> Runs:
 
 def write_fits_csv(fits: StudyFits, path: str | Path) -> None:
     """Write `fits.rows()` as CSV, atomically: floats with all their digits, empty cells for what there is not."""
-    rows = fits.rows()
+    _write_rows(fits.rows(), path)
+
+
+def _write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     with atomic_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(rows[0])
