@@ -12,7 +12,7 @@ from typing import Any
 
 from lingua_synth.config import build_args, needs_extra, to_dict
 from lingua_synth.files import read_json, write_json
-from lingua_synth.generations.plan import REGIMES, budget_of, ratios_of
+from lingua_synth.generations.plan import CONTROL, REGIMES, budget_of, ratios_of
 
 BUILT_IN_DOCUMENTS = "python://"
 SETTINGS = "generations.json"
@@ -20,7 +20,7 @@ SETTINGS = "generations.json"
 LIBRARIES = ("torch", "sentencepiece", "matplotlib")
 
 # A later call may change these: more rounds, regimes and seeds go on from what is there, the others do no work.
-FREE = ("out", "num_workers", "rounds", "regimes", "seeds", "level", "margins")
+FREE = ("out", "num_workers", "rounds", "regimes", "control", "seeds", "level", "margins")
 
 
 @dataclass
@@ -53,6 +53,9 @@ class GenerationsArgs:
     """Entries of the SentencePiece model."""
     regimes: list[str] = field(default_factory=lambda: list(REGIMES))
     """What becomes of older text: replace, accumulate, accumulate_fixed (`docs/generations.md`)."""
+    control: bool = False
+    """Beside accumulate, whose budget grows: natural text alone at the same budgets, so that the two can be compared.
+    May be set later."""
     rounds: int = 3
     """Rounds after round 0, which is natural text alone; at least 1. May be raised later."""
     ratios: list[Any] = field(default_factory=lambda: ["1"])
@@ -100,6 +103,11 @@ class GenerationsArgs:
     """The smallest changes that count."""
 
 
+def arms_of(args: GenerationsArgs) -> list[str]:
+    """What is trained in every round: the regimes, and the control where it was asked for."""
+    return [*args.regimes, *([CONTROL] if args.control else [])]
+
+
 def validate_generations(args: GenerationsArgs) -> None:
     """ValueError for settings that nothing can be run with; writes nothing."""
     from lingua_synth.documents import find_files
@@ -115,6 +123,11 @@ def validate_generations(args: GenerationsArgs) -> None:
         raise ValueError(f"regimes are some of {', '.join(REGIMES)}; got {', '.join(unknown) or 'none'}")
     if len(set(args.regimes)) < len(args.regimes) or len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"a regime or a seed is named twice: {', '.join(args.regimes)}; {args.seeds}")
+    if args.control and "accumulate" not in args.regimes:
+        raise ValueError(
+            f"control is natural text alone at the budgets of accumulate, and regimes are {', '.join(args.regimes)}; "
+            "add accumulate, or leave control out"
+        )
     if not args.seeds or any(seed < 0 for seed in args.seeds):
         raise ValueError(f"seeds are whole numbers from 0, at least one; got {args.seeds}")
     if args.rounds < 1:

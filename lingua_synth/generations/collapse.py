@@ -14,6 +14,9 @@ rounds of one seed follow from each other):
                    add to it? Round 0 is left out, as the first step away from natural text is the gap's matter. Its
                    margin is that of the gap divided by the rounds between: the growth that would add up to a gap.
 
+Where natural text alone was trained on the same budgets (`control`), the losses of accumulate are also held to that,
+round by round: g = ln(y_n / control_n). Tests of it end in `_to_control`.
+
 Verdicts by the rule of `scaling/verdicts.py`: supported when the whole interval lies above the margin, rejected when
 it lies wholly below, else undecided; so "no collapse" has to be earned as "collapse" has. In Shumailov et al. 2023 and
 Dohmatob et al. 2024 ("A tale of tails", arXiv 2402.07043) the tail goes first; Gerstgrasser et al. 2024 expect a
@@ -31,6 +34,7 @@ import numpy as np
 from lingua_synth.analysis.verdicts import CollapseTest, Question
 from lingua_synth.scaling.verdicts import LEVEL, Estimate
 
+TO_CONTROL = "_to_control"
 Series = Mapping[int, Mapping[int, float]]
 """Seed -> round -> value; round 0 is what the others are compared with."""
 
@@ -71,14 +75,25 @@ STATISTICS = (
 
 
 def statistic_tests(
-    statistic: Statistic, regime: str, values: Series, *, margin: float, level: float = LEVEL
+    statistic: Statistic,
+    regime: str,
+    values: Series,
+    *,
+    margin: float,
+    level: float = LEVEL,
+    control: Series | None = None,
 ) -> list[CollapseTest]:
     """The tests of one statistic in one regime: gap, a gap_at_round for each round, and slope from two rounds on.
 
-    Seeds without round 0 are left out, in a round those that have not reached it. ValueError for values that are not
+    Seeds without round 0 are left out, in a round those that have not reached it. With `control` the change of a round
+    is the one from that round of the control, for seeds and rounds that both have. ValueError for values that are not
     positive numbers at round 0, or not finite.
     """
-    changes = _changes(statistic, values)
+    changes = _changes(statistic, values) if control is None else _changes_to(statistic, values, control)
+    base, ending, claim = "round 0", "", statistic.claim
+    if control is not None:
+        base, ending = "natural text alone at the same budget", TO_CONTROL
+        claim = claim.replace("at round 0", f"with {base}")
     rounds = sorted({n for of_seed in changes.values() for n in of_seed})
     if not rounds:
         return []
@@ -87,31 +102,40 @@ def statistic_tests(
         ("gap", rounds[-1:], level),
         ("gap_at_round", rounds, 1 - (1 - level) / len(rounds)),
     ):
-        question = Question(f"{statistic.name}_{name}", statistic.claim, statistic.unit, margin, statistic.words, share)
+        question = Question(f"{statistic.name}_{name}{ending}", claim, statistic.unit, margin, statistic.words, share)
         for n in at:
             found = np.array([of_seed[n] for of_seed in changes.values() if n in of_seed])
             where = f"round {n}, {_seeds(len(found))}"
-            tests.append(question.answer(regime, "round 0", _mean(found), where=where, num_pairs=len(found)))
+            tests.append(question.answer(regime, base, _mean(found), where=where, num_pairs=len(found)))
     if rounds[-1] > 1:
-        tests.append(_slope(statistic, regime, changes, rounds[-1], margin, level))
+        tests.append(_slope(statistic, regime, changes, rounds[-1], margin, level, base, ending))
     return tests
 
 
-def _slope(statistic: Statistic, regime: str, changes: Series, last: int, margin: float, level: float) -> CollapseTest:
+def _slope(
+    statistic: Statistic,
+    regime: str,
+    changes: Series,
+    last: int,
+    margin: float,
+    level: float,
+    base: str,
+    ending: str,
+) -> CollapseTest:
     x = np.arange(1, last + 1) - (last + 1) / 2
     whole = [of_seed for of_seed in changes.values() if all(n in of_seed for n in range(1, last + 1))]
     slopes = np.array([x @ np.array([of_seed[n] for n in range(1, last + 1)]) / (x @ x) for of_seed in whole])
     worse, better = statistic.words
     question = Question(
-        f"{statistic.name}_slope",
-        f"{statistic.title}: every further round adds to the change from round 0",
+        f"{statistic.name}_slope{ending}",
+        f"{statistic.title}: every further round adds to the change from {base}",
         f"{statistic.unit} per round",
         margin / (last - 1),
         (f"{worse} with every round", f"{better} with every round"),
         level,
     )
     where = f"rounds 1 to {last}, {_seeds(len(slopes))}"
-    return question.answer(regime, "round 0", _mean(slopes), where=where, num_pairs=len(slopes))
+    return question.answer(regime, base, _mean(slopes), where=where, num_pairs=len(slopes))
 
 
 def round_tests(
@@ -139,6 +163,20 @@ def _changes(statistic: Statistic, values: Series) -> dict[int, dict[int, float]
             if not is_good:
                 raise ValueError(f"{statistic.name} of seed {seed} at round {n} is {value}, which has no change from 0")
         found[seed] = {n: statistic.change(value, of_seed[0]) for n, value in of_seed.items() if n}
+    return found
+
+
+def _changes_to(statistic: Statistic, values: Series, control: Series) -> dict[int, dict[int, float]]:
+    """As `_changes`, from the same round of the control."""
+    found: dict[int, dict[int, float]] = {}
+    for seed, of_seed in values.items():
+        beside = control.get(seed, {})
+        both = sorted({n for n in of_seed if n} & set(beside))
+        for value in (*(of_seed[n] for n in both), *(beside[n] for n in both)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{statistic.name} of seed {seed} is {value}, which has no change from the control")
+        if both:
+            found[seed] = {n: statistic.change(of_seed[n], beside[n]) for n in both}
     return found
 
 

@@ -23,8 +23,8 @@ from lingua_synth.analysis.tails import tail_of
 from lingua_synth.analysis.zipf import fit_zipf
 from lingua_synth.evaluate.results import read_evaluation
 from lingua_synth.files import read_json
-from lingua_synth.generations.args import GenerationsArgs
-from lingua_synth.generations.plan import NATURAL, Training, plan_round, ratios_of, text_name
+from lingua_synth.generations.args import GenerationsArgs, arms_of
+from lingua_synth.generations.plan import CONTROL, NATURAL, Training, plan_round, ratios_of, text_name
 from lingua_synth.tokens import TokenSource
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ def loss_statistics(folder: Path, reference: Reference) -> dict[str, float]:
 
 def round_rows(args: GenerationsArgs) -> list[dict[str, Any]]:
     """One row for each finished training of the student, regimes, then rounds, then seeds; round 0 stands in every
-    regime. Columns `text_...` are of the text that the round added, of round 0 of natural text.
+    regime. Columns `text_...` are of the text that the round added, of round 0 of natural text; the control adds none.
 
     `text_matched_tokens`: the tokens that all texts are compared at. Empty before the first training is finished.
     """
     ratios = ratios_of(args.ratios, args.rounds)
     finished: list[tuple[str, Training]] = []
-    for regime in args.regimes:
+    for regime in arms_of(args):
         for round_ in range(args.rounds + 1):
             for training in plan_round(round_, [regime], args.seeds, args.budget, ratios):
                 if (training.run_folder(args.out, args.size) / "result.json").is_file():
@@ -131,7 +131,7 @@ def round_rows(args: GenerationsArgs) -> list[dict[str, Any]]:
         return []
     reference = read_reference(args)
     tokens = Path(args.out) / "tokens"
-    names = {text_name(regime, one.round, one.seed) for regime, one in finished if one.round}
+    names = {text_name(regime, one.round, one.seed) for regime, one in finished if one.round and regime != CONTROL}
     counts: dict[str, Counts] = {name: _counted(tokens / name).counts for name in sorted(names)}
     counts[NATURAL] = reference.natural
     matched = min(int(c.sum()) for c in counts.values())
@@ -142,8 +142,10 @@ def round_rows(args: GenerationsArgs) -> list[dict[str, Any]]:
         folder = one.run_folder(args.out, args.size)
         if folder not in losses:
             losses[folder] = loss_statistics(folder, reference)
-        name = text_name(regime, one.round, one.seed) if one.round else NATURAL
-        rows.append(_row(args, regime, one, read_json(folder / "result.json"), losses[folder], texts[name], matched))
+        text = texts[text_name(regime, one.round, one.seed) if one.round and regime != CONTROL else NATURAL]
+        if one.round and regime == CONTROL:
+            text = dict.fromkeys(text, float("nan"))
+        rows.append(_row(args, regime, one, read_json(folder / "result.json"), losses[folder], text, matched))
     return rows
 
 

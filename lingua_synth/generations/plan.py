@@ -9,6 +9,8 @@ Let p_k be the synthetic share of round k and B the budget of round 0. Text k ho
                        B (1 + p_1 + ... + p_n). With p = 1 the setting of Gerstgrasser et al. 2024 (arXiv 2404.01413).
     accumulate_fixed   the same union in the same proportions at budget B: natural text has 1 / (1 + p_1 + ... + p_n),
                        text k has p_k of that. Kazdan et al. 2024 (arXiv 2410.16713) call it accumulate-subsample.
+    control            round n: natural text alone on the budget of accumulate's round n: what that many tokens do by
+                       themselves. No regime: it writes no text.
 
 A run reads a source in an order that its name and the seed decide, so the natural tokens of a later round are the first
 ones of round 0, and a text's tokens in a later round those of the round that added it.
@@ -25,6 +27,8 @@ from typing import Any
 from lingua_synth.mixture.ratios import parse_ratio
 
 REGIMES = ("replace", "accumulate", "accumulate_fixed")
+CONTROL = "control"
+"""In the place of a regime: natural text alone at accumulate's budgets."""
 NATURAL = "natural"
 SHARED = "shared"
 """In the place of a regime: what all regimes of a seed have in common, round 0 and the text its model writes."""
@@ -55,7 +59,7 @@ def mixture_of(regime: str, round_: int, ratios: Sequence[Fraction]) -> dict[str
     `ratios[k - 1]` is the synthetic share of round k. ValueError for an unknown regime.
     """
     _known(regime)
-    if round_ == 0:
+    if round_ == 0 or regime == CONTROL:
         return {NATURAL: Fraction(1)}
     if regime == "replace":
         share = ratios[round_ - 1]
@@ -67,7 +71,7 @@ def mixture_of(regime: str, round_: int, ratios: Sequence[Fraction]) -> dict[str
 def budget_of(regime: str, round_: int, budget: int, ratios: Sequence[Fraction]) -> int:
     """Training tokens of round `round_`; the ratios make whole tokens of `budget` (`validate_generations`)."""
     _known(regime)
-    if regime != "accumulate":
+    if regime not in ("accumulate", CONTROL):
         return budget
     tokens = budget * (1 + sum(ratios[:round_], Fraction(0)))
     assert tokens.denominator == 1, "validate_generations refuses ratios that cut a step"
@@ -75,7 +79,7 @@ def budget_of(regime: str, round_: int, budget: int, ratios: Sequence[Fraction])
 
 
 def _known(regime: str) -> None:
-    if regime not in REGIMES:
+    if regime not in (*REGIMES, CONTROL):
         raise ValueError(f"no regime {regime!r}; there are: {', '.join(REGIMES)}")
 
 
@@ -102,7 +106,7 @@ class Training:
     @property
     def mixture(self) -> str:
         """Name in the runs table."""
-        return NATURAL if self.round == 0 else f"{self.regime}-{self.round}"
+        return NATURAL if set(self.ratios) == {NATURAL} else f"{self.regime}-{self.round}"
 
     def run_folder(self, out: str | Path, size: str) -> Path:
         """Where a model of `size` is trained."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lingua_synth.analysis.verdicts import CollapseTest
 from lingua_synth.config import to_dict
 from lingua_synth.files import atomic_file, write_json
-from lingua_synth.generations.args import BUILT_IN_DOCUMENTS, GenerationsArgs
-from lingua_synth.generations.collapse import STATISTICS, Series, round_tests
+from lingua_synth.generations.args import BUILT_IN_DOCUMENTS, GenerationsArgs, arms_of
+from lingua_synth.generations.collapse import STATISTICS, TO_CONTROL, Series, round_tests, statistic_tests
 from lingua_synth.generations.figures import over_rounds
 from lingua_synth.generations.measure import round_rows, series
-from lingua_synth.generations.plan import plan_round, ratios_of, text_name
+from lingua_synth.generations.plan import CONTROL, plan_round, ratios_of, text_name
 from lingua_synth.scaling.verdicts import UNDECIDED
 
 if TYPE_CHECKING:
@@ -39,12 +39,16 @@ PICTURES = (
      "halves of natural text differ by."),
 )  # fmt: skip
 
+CONTROLLED = ("loss", "tail_loss")
+"""Statistics of the student; the others are of a text, and the control writes none."""
+
 REGIME_WORDS = {
     "replace": "each round trains on the newest text and natural text alone; earlier text is gone (Shumailov et al. "
     "2023)",
     "accumulate": "natural text and every round's text are all kept, and the budget grows with them (Gerstgrasser et "
     "al. 2024)",
     "accumulate_fixed": "the same union in the same proportions, at the budget of round 0 (Kazdan et al. 2024)",
+    CONTROL: "natural text alone at the budgets of accumulate; it writes no text",
 }
 
 
@@ -94,6 +98,16 @@ def tests_of(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]]) -> tuple[
                 tests += round_tests(values, to_dict(args.margins), args.level)
             except ValueError as error:
                 notes.append(f"{regime}: {error}")
+    if args.control:
+        for one in STATISTICS:
+            if one.name not in CONTROLLED:
+                continue
+            ours, beside = (series(rows, arm, one.column) for arm in ("accumulate", CONTROL))
+            margin = to_dict(args.margins)[one.name]
+            try:
+                tests += statistic_tests(one, "accumulate", ours, margin=margin, level=args.level, control=beside)
+            except ValueError as error:
+                notes.append(f"accumulate beside the control: {error}")
     return tests, notes
 
 
@@ -139,7 +153,7 @@ def _sections(
                 f"In every later round the model of the round before ({args.generator or args.size}) writes a new text "
                 f"with recipe {args.recipe}, and new models are trained from scratch on what the regime makes of "
                 "natural text and the texts so far:",
-                Terms([(regime.replace("_", " "), REGIME_WORDS[regime] + ".") for regime in args.regimes]),
+                Terms([(regime.replace("_", " "), REGIME_WORDS[regime] + ".") for regime in arms_of(args)]),
                 "Regimes of one seed share round 0 and the first text. Shares of training tokens are exact.",
                 _plan_table(args),
             ],
@@ -175,11 +189,11 @@ def _short(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: Sequ
     from lingua_synth.report.blocks import Judgement, Judgements
 
     body: list[Any] = []
-    done = {regime: _last(rows, regime) for regime in args.regimes}
+    done = {regime: _last(rows, regime) for regime in arms_of(args)}
     if any(last < args.rounds for last in done.values()):
         finished = ", ".join(f"{regime.replace('_', ' ')} {last}" for regime, last in done.items())
         body.append(f"Not finished: {args.rounds} rounds were asked for; so far there are {finished}.")
-    asked = [t for t in tests if t.name.endswith(("_gap", "_slope"))]
+    asked = [t for t in tests if t.name.removesuffix(TO_CONTROL).endswith(("_gap", "_slope"))]
     titles = {one.name: one.title for one in STATISTICS}
     for regime in args.regimes:
         mine = [t for t in asked if t.mixture == regime]
@@ -188,9 +202,11 @@ def _short(args: GenerationsArgs, rows: Sequence[Mapping[str, Any]], tests: Sequ
         body.append(f"{regime.replace('_', ' ').capitalize()}, after {words.plural(done[regime], 'round')}:")
         items = []
         for test in mine:
-            statistic, _, kind = test.name.rpartition("_")
+            statistic, _, kind = test.name.removesuffix(TO_CONTROL).rpartition("_")
             title = titles[statistic].capitalize()
             says = f"{title} worse than at round 0" if kind == "gap" else f"{title} worse with every further round"
+            if test.name.endswith(TO_CONTROL):
+                says = says.removesuffix(" than at round 0") + f", beside {test.base}"
             items.append(Judgement(test.verdict, f"{says}: {test.why}.", [f"{_effect(test)}; {test.where}"]))
         body.append(Judgements(items))
     return body or ["Round 0 is finished; there is nothing to compare yet."]
@@ -209,7 +225,7 @@ def _plan_table(args: GenerationsArgs) -> Any:
 
     ratios = ratios_of(args.ratios, args.rounds)
     rows = []
-    for regime in args.regimes:
+    for regime in arms_of(args):
         for round_ in range(args.rounds + 1):
             one = plan_round(round_, [regime], args.seeds[:1], args.budget, ratios)[0]
             shares = ", ".join(f"{name} {share}" for name, share in one.ratios.items())
@@ -267,10 +283,16 @@ def _limits(args: GenerationsArgs) -> list[Any]:
         f"{len(args.seeds)} seed{'s' if len(args.seeds) != 1 else ''}: with few of them intervals are wide, and "
         "verdicts stay undecided rather than wrong.",
     ]
-    if "accumulate" in args.regimes:
+    if args.control:
+        limits.append(
+            "Accumulate trains on more tokens in every round, so its loss can fall below round 0 for that alone; its "
+            "tests beside natural text at the same budget are the comparison. That natural text is new text, of which "
+            "a study that accumulates synthetic text may have no more."
+        )
+    elif "accumulate" in args.regimes:
         limits.append(
             "Accumulate trains on more tokens in every round, so its loss can fall below round 0 for that alone; "
-            "accumulate fixed is the comparison at equal budgets."
+            "accumulate fixed is the comparison at equal budgets, or control: true."
         )
     return [Bullets(limits)]
 

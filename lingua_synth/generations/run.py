@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 from lingua_synth.files import folder_lock, read_json, sha256_json, write_json
 from lingua_synth.generations.args import (
     GenerationsArgs,
+    arms_of,
     recipe_of,
     refuse_other_folder,
     validate_generations,
     write_settings,
 )
-from lingua_synth.generations.plan import NATURAL, Training, plan_round, ratios_of, text_name
+from lingua_synth.generations.plan import CONTROL, NATURAL, Training, budget_of, plan_round, ratios_of, text_name
 
 if TYPE_CHECKING:
     from lingua_synth.generate import Recipe
@@ -58,10 +59,11 @@ def run_generations(args: GenerationsArgs) -> Path:
         ratios = ratios_of(args.ratios, args.rounds)
         page = out
         for round_ in range(args.rounds + 1):
-            trainings = plan_round(round_, args.regimes, args.seeds, args.budget, ratios)
+            trainings = plan_round(round_, arms_of(args), args.seeds, args.budget, ratios)
             if round_:
                 with seconds.timed(f"round {round_}: write"):
-                    _write_texts(args, round_, trainings, int(ratios[round_ - 1] * args.budget))
+                    writing = [training for training in trainings if training.regime != CONTROL]
+                    _write_texts(args, round_, writing, int(ratios[round_ - 1] * args.budget))
             with seconds.timed(f"round {round_}: train"):
                 _train(args, trainings, domains, is_last=round_ == args.rounds)
             with seconds.timed(f"round {round_}: report"):
@@ -116,6 +118,14 @@ def _natural(args: GenerationsArgs) -> dict[str, str]:
             f"the budget is {args.budget:,} tokens, and the natural text makes {available:,} once: it is too small. "
             f"Give more documents, or budget={largest}, in another out= folder"
         )
+    if args.control:
+        needed = budget_of(CONTROL, args.rounds, args.budget, ratios_of(args.ratios, args.rounds))
+        if needed > available:
+            raise ValueError(
+                f"control reads {needed:,} natural tokens in round {args.rounds}, as many as accumulate in all, and "
+                f"natural text makes {available:,} once. Set control=false, fewer rounds, or, in another out= folder, "
+                "a lower budget or more documents"
+            )
     domains = {}
     for file in sorted((out / "documents" / "heldout").glob("*.jsonl")):
         domains[file.stem] = str(out / "tokens" / "heldout" / file.stem)
@@ -255,7 +265,7 @@ def _planned(args: GenerationsArgs, training: Training, domains: Mapping[str, st
 
     tokens = Path(args.out) / "tokens"
     sizes = [args.size]
-    if args.generator and args.generator != args.size and not is_last:
+    if args.generator and args.generator != args.size and not is_last and training.regime != CONTROL:
         sizes.append(args.generator)
     study = StudyArgs(
         out=args.out,

@@ -1,6 +1,7 @@
 """Two rounds of every regime with real parts, small: exact shares, kills at any stage, and a report at any time."""
 
 import csv
+import math
 import re
 import signal
 import subprocess
@@ -41,14 +42,18 @@ def documents(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(documents, tmp_path_factory):
     out = tmp_path_factory.mktemp("generations") / "whole"
-    result = run(out, documents, *WORDS, "rounds=2", "regimes=[replace,accumulate]", "generator=nano-56k")
-    assert result.returncode == 0, result.stderr[-3000:]
+    words = [*WORDS, "rounds=2", "regimes=[replace,accumulate]", "generator=nano-56k"]
+    # The control is asked for later, and nothing else is done again.
+    for more, num_runs in (("control=false", 8), ("control=true", 10)):
+        result = run(out, documents, *words, more)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert len(list((out / "runs").iterdir())) == num_runs
     return out
 
 
 @pytest.mark.slow
 def test_every_round_has_its_exact_shares_and_real_numbers(finished):
-    table = rows(finished)
+    table = [row for row in rows(finished) if row["regime"] != "control"]
     assert len(table) == 2 * 3 and {row["size"] for row in table} == {"nano-27k"}
     for row in table:
         shares = {name: Fraction(row[f"ratio_{name}"]) for name in ("natural", "synthetic-1", "synthetic-2")}
@@ -60,6 +65,11 @@ def test_every_round_has_its_exact_shares_and_real_numbers(finished):
     assert (last["replace"]["tokens_natural"], last["replace"]["tokens_synthetic-2"]) == ("6144", "6144")
     kept = [int(last["accumulate"][f"tokens_{name}"]) for name in ("natural", "synthetic-1", "synthetic-2")]
     assert kept == [12_288, 6_144, 6_144] and int(last["accumulate"]["tokens"]) == sum(kept)
+    # The control reads as many tokens, all of them natural, and adds no text.
+    control = {row["round"]: row for row in rows(finished) if row["regime"] == "control"}
+    assert [int(control[n]["tokens_natural"]) for n in ("0", "1", "2")] == [12_288, 18_432, 24_576]
+    assert control["2"]["text_types"] == "" and float(control["2"]["loss_macro"]) != float(control["1"]["loss_macro"])
+    assert control["0"]["loss_macro"] == table[0]["loss_macro"]
     # Round 0 is one training for both regimes, and so is the text that its model writes.
     starts = [{k: v for k, v in row.items() if k != "regime"} for row in table if row["round"] == "0"]
     assert starts[0] == starts[1]
@@ -78,6 +88,14 @@ def test_the_report_says_what_was_found_and_can_be_written_again(finished):
     found = read_json(finished / "collapse.json")
     assert found["rounds_finished"] == {"replace": 2, "accumulate": 2}
     assert {test["name"] for test in found["tests"]} >= {"loss_gap", "tail_loss_slope", "types_gap", "tail_mass_slope"}
+    beside = {test["name"]: test for test in found["tests"] if test["name"].endswith("_to_control")}
+    assert set(beside) == {
+        f"{s}_{kind}_to_control" for s in ("loss", "tail_loss") for kind in ("gap", "gap_at_round", "slope")
+    }
+    table = {(row["regime"], row["round"]): float(row["loss_macro"]) for row in rows(finished)}
+    expected = math.log(table["accumulate", "2"] / table["control", "2"])
+    assert beside["loss_gap_to_control"]["estimate"] == pytest.approx(expected, rel=1e-12)
+    assert "beside natural text alone at the same budget" in page
     for name in ("rounds_loss", "rounds_tail_loss", "rounds_types"):
         for kind in ("png", "svg", "csv"):
             assert (finished / "figures" / f"{name}.{kind}").stat().st_size > 100

@@ -1,5 +1,6 @@
 """Regimes in exact fractions, the tests of collapse on planted lines of models, the statistics, and refusals."""
 
+import json
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from lingua_synth.generations.args import read_settings, refuse_other_folder, wr
 from lingua_synth.generations.collapse import STATISTICS, statistic_tests
 from lingua_synth.generations.figures import over_rounds
 from lingua_synth.generations.measure import Reference, text_statistics
-from lingua_synth.generations.plan import REGIMES, ratios_of
+from lingua_synth.generations.plan import CONTROL, REGIMES, ratios_of
 from lingua_synth.mixture.ratios import plan_sequences
 from lingua_synth.report.canvas import drawn
 
@@ -137,6 +138,48 @@ def test_what_falls_is_turned_round():
     assert by_name(statistic_tests(TAIL_MASS, "replace", gone, margin=0.2))["tail_mass_gap"].estimate == 0.99
 
 
+def test_a_growing_budget_is_held_to_natural_text_at_the_same_budget():
+    """Against round 0 the loss falls, against the control it rises: the gain was the budget's."""
+    rng = np.random.default_rng(3)
+    control = lines(rng, 5, 4, -0.05, -0.03, 0.001)
+    gaps = {1: 0.02, 2: 0.03, 3: 0.04, 4: 0.05}
+    ours = {
+        seed: {n: value * np.exp(gaps.get(n, 0.0) + rng.normal(0, 0.0005)) for n, value in one.items()}
+        for seed, one in control.items()
+    }
+    alone = by_name(statistic_tests(LOSS, "accumulate", ours, margin=0.005))
+    assert (alone["loss_gap"].verdict, alone["loss_slope"].verdict) == ("rejected", "rejected")
+    tests = statistic_tests(LOSS, "accumulate", ours, margin=0.005, control=control)
+    beside = by_name(tests)
+    assert beside["loss_gap_to_control"].verdict == beside["loss_slope_to_control"].verdict == "supported"
+    assert beside["loss_gap_to_control"].estimate == pytest.approx(0.05, abs=0.002)
+    assert beside["loss_slope_to_control"].estimate == pytest.approx(0.01, abs=0.001)
+    assert {test.base for test in tests} == {"natural text alone at the same budget"}
+    assert beside["loss_gap_to_control"].claim == (
+        "the held-out loss is higher than with natural text alone at the same budget"
+    )
+    # Seeds and rounds that one of the two has not finished are left out.
+    some = statistic_tests(LOSS, "a", ours, margin=0.005, control={0: control[0], 1: {0: 4.0, 1: control[1][1]}})
+    assert [(t.where, t.num_pairs) for t in some if t.name == "loss_gap_at_round_to_control"] == [
+        ("round 1, 2 seeds", 2), ("round 2, 1 seed", 1), ("round 3, 1 seed", 1), ("round 4, 1 seed", 1),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no change from the control"):
+        statistic_tests(LOSS, "a", ours, margin=0.005, control={0: {1: float("nan")}})
+
+
+def test_the_control_has_accumulate_s_budgets_and_natural_text_alone():
+    for n in range(4):
+        assert mixture_of(CONTROL, n, HALF) == {"natural": 1}
+        assert budget_of(CONTROL, n, 5120, HALF) == budget_of("accumulate", n, 5120, HALF)
+    (one,) = plan_round(2, [CONTROL], [7], 5120, HALF)
+    assert (one.mixture, one.texts, one.run_folder("o", "nano-27k").name) == (
+        "natural",
+        {},
+        "natural-nano-27k-d12288-s7",
+    )
+    assert plan_round(0, ["accumulate", CONTROL], [7], 4096, HALF)[0].regime == "shared"
+
+
 def test_without_repeats_nothing_is_decided_and_half_finished_rounds_do_not_mix():
     one = by_name(statistic_tests(LOSS, "replace", {5: {0: 3.0, 1: 3.3, 2: 3.6}}, margin=0.005))
     assert {test.verdict for test in one.values()} == {"undecided"}
@@ -221,6 +264,7 @@ def test_the_figure_draws_the_numbers_it_writes():
         ([], "out is not set"),
         (["regimes=[replace,forget]"], "regimes are some of replace, accumulate, accumulate_fixed; got forget"),
         (["regimes=[]"], "got none"),
+        (["regimes=[replace]", "control=true"], "add accumulate, or leave control out"),
         (["regimes=[replace,replace]"], "named twice"),
         (["seeds=[]"], "seeds are whole numbers"),
         (["seeds=[1,1]"], "named twice"),
@@ -263,6 +307,11 @@ def test_a_folder_keeps_its_settings_and_may_grow(tmp_path):
     write_settings(args)
     assert read_settings(tmp_path / "g") == args
     refuse_other_folder(GenerationsArgs(out=args.out, rounds=4, ratios=["1/2"], seeds=[1, 2, 3, 4], num_workers=1))
+    # A folder from before there was a control is read, and may get one.
+    settings = json.loads((tmp_path / "g" / "generations.json").read_text())
+    del settings["control"]
+    (tmp_path / "g" / "generations.json").write_text(json.dumps(settings))
+    refuse_other_folder(GenerationsArgs(out=args.out, rounds=2, ratios=["1/2"], control=True))
     with pytest.raises(ValueError, match=r"other settings .*ratios: .'1/2'.* there, .'1'.* now"):
         refuse_other_folder(GenerationsArgs(out=args.out, rounds=2))
     (tmp_path / "mine").mkdir()
