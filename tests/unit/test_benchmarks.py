@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lingua_synth.tokens import build_tokenizer, tokenize
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = (
     "measure",
@@ -27,6 +29,7 @@ MODULES = (
     "scaling",
     "generate",
     "analysis",
+    "dynamic_mixing",
 )
 
 
@@ -169,6 +172,52 @@ def test_a_folder_that_is_no_lingua_is_refused(tmp_path):
     for script in ("loader.py", "tokenization.py"):
         done = run(script, "--work", tmp_path, LINGUA_DIR=str(tmp_path))
         assert done.returncode == 2 and "is no checkout of Meta Lingua" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """Token shards where a quickstart has them: two sources and a held-out domain."""
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 8))) for _ in range(60)]
+    folder = tmp_path_factory.mktemp("quickstart")
+    for name, count in (("natural", 300), ("synthetic", 300), ("heldout/near", 10)):
+        texts = [{"text": " ".join(rng.choices(words, k=40))} for _ in range(count)]
+        path = folder / f"{name.replace('/', '-')}.jsonl"
+        path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+        tokenize(str(path), folder / "tokens" / name, build_tokenizer("bytes"), num_workers=1, progress=False)
+    return folder
+
+
+def test_dynamic_mixing_prints_and_writes_its_tables(quickstart, tmp_path):
+    page = tmp_path / "page.md"
+    done = run(
+        "dynamic_mixing.py", "--shards", quickstart, "--sizes", "nano-27k", "--budget", 16384, "--intervals", 4,
+        "--seeds", 1, "--steps", "1,2", "--rounds", 1, "--workers", 1, "--evaluation-tokens", 300, "--out", page,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    written = page.read_text()
+    assert done.stdout.startswith(written.rstrip("\n"))
+    losses = rows(written, "Losses")
+    (alike,) = (name for name in losses if name.startswith("feedback, beside static, "))
+    assert set(losses) == {"ramp", "late annealing", "early", "feedback", alike}
+    for name in ("ramp", "late annealing", "early"):
+        assert losses[name][-1] == "25.00", "as much synthetic text as the static mixture"
+    assert losses["feedback"][3] == "none, one seed"
+    off = rows(written, "Shares")
+    expected = ("static", "ramp", "late annealing", "early", "feedback", alike.removeprefix("feedback, beside "))
+    assert {name: row[2] for name, row in off.items()} == dict.fromkeys(expected, "0")
+    assert off["feedback"][:2] == ["1", "4"], "a run of four intervals"
+    assert rows(written, "Cost of a step")["static"][1] == "x 1.000"
+    assert str(quickstart) not in written
+
+
+def test_dynamic_mixing_refuses_what_it_cannot_run(benchmarks, quickstart, tmp_path, capsys):
+    import dynamic_mixing
+
+    for words, message in ((["--shards", tmp_path], "holds no token shards"), (["--budget", 1000], "no whole number")):
+        with pytest.raises(SystemExit) as left:
+            dynamic_mixing.main(["--shards", str(quickstart), *map(str, words)])
+        assert left.value.code == 2 and message in capsys.readouterr().err
 
 
 # --- the parts ---
