@@ -3,10 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from lingua_synth.config import build_args
-from lingua_synth.scaling import RepetitionLaw, expected_errors
+from lingua_synth.scaling import RepetitionLaw, expected_errors, fit
 from lingua_synth.study import StudyArgs, plan_study
 from lingua_synth.study.overview import overview, run_row
 from lingua_synth.train import train
@@ -195,3 +196,17 @@ def test_trained_runs_have_the_planned_columns(shards, tmp_path):
         for name in ("natural", "synthetic"):
             for column in (f"tokens_{name}", f"unique_tokens_{name}", f"epochs_{name}"):
                 assert row[column] == expected[column], column
+
+
+def test_fits_scatter_as_the_plan_said():
+    """Forty simulated studies of this plan: R_D scatters by the planned standard error."""
+    entry = planned()
+    law, design = entry.design.law, entry.design
+    truth, rng = law.predict(design.params, **design.columns), np.random.default_rng(0)
+    found = [
+        fit(law, **design.columns, loss=truth * np.exp(0.002 * rng.standard_normal(len(truth)))).params["R_D"]
+        for _ in range(40)
+    ]
+    # A standard deviation of 40 values is known to 11 %; the plan's is first order.
+    assert np.std(found, ddof=1) == pytest.approx(design.standard_errors["R_D"], rel=0.35)
+    assert np.mean(found) == pytest.approx(15.39, abs=3 * design.standard_errors["R_D"] / math.sqrt(40))
