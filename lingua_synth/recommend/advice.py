@@ -76,6 +76,37 @@ class Advice:
         """The change of one input, by its name; the nearest where it has two."""
         return next((one for one in self.changes if one.name == name), None)
 
+    def plot(self, ax: Any = None) -> Any:
+        """What every kind saves against natural text at equal loss, over its share, with the intervals; returns axes.
+
+        The share of least cost is marked. Shares whose plans lie outside the runs are left out. ValueError without an
+        answer.
+        """
+        from lingua_synth.report.style import BASE_COLOUR, COLOURS, INK, house_style, new_axes
+
+        if self.decision is None:
+            raise ValueError(f"there is no answer to draw: {self.refusal}")
+        with house_style():
+            ax = new_axes(3.6) if ax is None else ax
+            ax.axhline(0.0, color=BASE_COLOUR, linewidth=1.0)
+            lowest = 0.0
+            for colour, one in zip(COLOURS * len(self.decision.kinds), self.decision.kinds, strict=False):
+                if one.plan is None or one.curve is None:
+                    continue
+                shares, *savings = (100 * column for column in one.curve)
+                middle, low, high = savings
+                ax.fill_between(shares, low, high, color=colour, alpha=0.18, linewidth=0)
+                ax.plot(shares, middle, color=colour, label=one.source)
+                ax.plot([100 * one.plan.ratio], [100 * one.saving], "o", color=colour, markeredgecolor=INK)
+                lowest = min(lowest, 100 * one.saving)
+            top = max([100 * one.interval[1] for one in self.decision.kinds if one.plan is not None] or [1.0])
+            # What is far dearer than natural text is not what the picture is for.
+            ax.set_ylim(min(-max(top, 5.0), 1.2 * lowest), 1.15 * max(top, 1.0))
+            ax.set_xlabel("share of synthetic tokens (%)")
+            ax.set_ylabel(f"{self.unit} saved at equal loss (%)")
+            ax.legend()
+        return ax
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         q = self.question
@@ -102,7 +133,7 @@ class Advice:
         place = f"N {in_words(round(q.N))} ({self.n_definition}), {_count(q.D)} tokens, {runs}"
         if self.decision is None:
             return "\n".join([f"{place}: no answer. {self.refusal}", *(f"note: {note}" for note in self.notes)])
-        lines = [f"{place}: {self._headline()}", *self._reasons(), "", *self._table(), ""]
+        lines = [f"{place}: {self._headline()}", *self._reasons(), *self._break_even_size(), "", *self._table(), ""]
         lines += self._changes() if self.changes else []
         lines += ["", f"{self.training}"]
         lines += [f"{one.source}: {_generator(one, self.unit)}" for one in self.generators.values()]
@@ -145,6 +176,15 @@ class Advice:
             f"  as good, by these runs: {_percent(one.plan.ratio)} {one.source}" for one in found.tied if one.plan
         ]
         return lines
+
+    def _break_even_size(self) -> list[str]:
+        found = self.break_even("model size N")
+        if found is None:
+            return []
+        if found.equal_at is None:
+            low, high = (_value(end) for end in found.searched)
+            return [f"  {self.compared} breaks even at no size within the runs ({low} to {high})"]
+        return [f"  {self.compared} breaks even at N {_equal(found)}"]
 
     def _table(self) -> list[str]:
         found = self.decision

@@ -107,6 +107,8 @@ def advise(
     planner = Planner(surfaces, _rate_errors(surfaces, generators, seed))
     decision = planner.decide(question, details=True)
     assert decision is not None, "surfaces that hold the place were kept"
+    if all(one.plan is None for one in decision.kinds):
+        return Advice(question, *about, None, generators, "", (), training_words, _too_scarce(decision), tuple(notes))
     compared = decision.choice.source if decision.choice is not None else None
     compared = compared or decision.kinds[0].source
     assert compared is not None, "every kind has a source"
@@ -219,6 +221,15 @@ def _surfaces(
     if q.natural_tokens is not None and q.natural_tokens < q.D:
         notes.append(of_natural.origin)
     return surfaces, ""
+
+
+def _too_scarce(decision: Decision) -> str:
+    """Why no mixture reaches the loss inside the runs: with natural text to spare, its own plan would."""
+    return (
+        f"Natural text in hand, read {decision.natural.natural_passes:.3g} times, has a loss ({decision.loss:.4g}) "
+        "that mixtures reach only with fewer or more tokens than any run of this size had. Ask for tokens= nearer to "
+        "what is in hand, or train smaller budgets."
+    )
 
 
 def _rate_errors(

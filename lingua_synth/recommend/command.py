@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lingua_synth.config import parse_args
-from lingua_synth.files import what_is_there, write_json
+from lingua_synth.files import atomic_file, what_is_there, write_json
 from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.recommend.advise import advise
 from lingua_synth.recommend.generators import read_generators
@@ -81,6 +81,8 @@ class RecommendArgs(TableArgs):
     """Look for what would change the answer (seconds)."""
     out: str = ""
     """File for the answer with all digits (.json); empty: printed only."""
+    figure: str = ""
+    """File for a picture of what every kind saves over its share (.png, .svg or .pdf; extra report); empty: none."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,6 +93,8 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"recommend needs {key}={example}; `lingua-synth recommend --help` lists the keys")
     if not Path(args.runs).exists():
         raise ValueError(f"no runs table {args.runs}; {what_is_there(args.runs)}")
+    if args.figure and Path(args.figure).suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"figure= is a file that ends in .png, .svg or .pdf; got {args.figure}")
     if args.natural_price_per_billion is not None and args.gpu_hour_price is None:
         raise ValueError("natural_price_per_billion= is money; it needs gpu_hour_price= beside it")
     if args.natural_price_per_billion is not None and args.natural_gpu_hours_per_billion is not None:
@@ -145,6 +149,9 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.out:
         write_json(args.out, found.to_dict())
+    if args.figure and found.decision is not None:
+        with atomic_file(args.figure, "wb") as file:
+            found.plot().figure.savefig(file, format=Path(args.figure).suffix[1:], dpi=200)
     for line in cleaning_lines(runs, cleaned):
         print(line)
     print(found)

@@ -88,7 +88,8 @@ class Outcome:
     plan: Plan | None
     """The cheapest that reaches the loss; None where none does within the runs."""
     saving: float
-    """Share of the cost of natural text alone that it saves; below 0 it costs more."""
+    """Share of the cost of natural text that it saves (alone; with more bought, where that is shown to be cheaper);
+    below 0 it costs more."""
     savings: np.ndarray
     """The same by the fit and every resample."""
     interval: tuple[float, float]
@@ -106,6 +107,8 @@ class Outcome:
     """Of the share of least cost; the same."""
     under: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """(share, saving) by law: this one and its rivals."""
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None = None
+    """(shares, savings, low, high) at the plan's passes and purchases, for a figure; NaN outside the runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +201,7 @@ class Planner:
         at_cost, gains = self._best_at(q, surface, natural, budget, shares, passes, more)
         answers = {one.law.name: self._alone(q, one, natural, shares, passes, more, beside[0]) for one, _ in rivals}
         named = [answers[one.law.name][0] for one, stands in rivals if stands]
-        low, high = self._ratio_interval(q, surface, target, plan)
+        (low, high), curve = self._over_shares(q, surface, target, plan, beside)
         named = [share for share in named if math.isfinite(share)]
         return Outcome(
             source, plan, found.saving, savings, found.interval, found.shown,
@@ -208,6 +211,7 @@ class Planner:
             gain_interval=_quantiles(gains[1:], q.level),
             ratio_interval=(min([low, *named]), max([high, *named])),
             under={"mixture": (plan.ratio, found.saving), **answers},
+            curve=curve,
         )  # fmt: skip
 
     def _alone(
@@ -335,14 +339,24 @@ class Planner:
         gains = np.log(self._targets(q, surface, ALL, natural) / losses)[:, 0]
         return _plan(q, self._per_billion(q, surface), *best, float(tokens[0, 0])), gains
 
-    def _ratio_interval(self, q: Question, surface: Surface, target: np.ndarray, plan: Plan) -> tuple[float, float]:
-        """Of the share of least cost over the resamples, at the plan's passes and purchases."""
+    def _over_shares(
+        self, q: Question, surface: Surface, target: np.ndarray, plan: Plan, beside: np.ndarray
+    ) -> tuple[tuple[float, float], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """(interval of the share of least cost, the saving over shares), at the plan's passes and purchases."""
         nodes = np.linspace(0.0, surface.max_ratio, 101)
         e, x = np.full_like(nodes, plan.passes), np.full_like(nodes, plan.bought)
         tokens = surface.tokens_for(ALL, target, q.N, nodes, e, _unique(q, x))
-        costs = _cost(q, surface.kind.source, tokens, nodes, e, x, self._factor(surface, ALL))[1:]
-        costs = np.where(np.isfinite(costs), costs, 1e300)
-        return _quantiles(lowest_ratio(nodes, costs), q.level)
+        costs = _cost(q, surface.kind.source, tokens, nodes, e, x, self._factor(surface, ALL))
+        least = lowest_ratio(nodes, np.where(np.isfinite(costs), costs, 1e300)[1:])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            savings = np.nan_to_num(1 - costs / beside[:, None], nan=-np.inf, neginf=-np.inf)
+            span = surface.tokens_span(q.N)
+            assert span is not None, "only surfaces that hold N are asked"
+            inside = (np.log(tokens[0]) >= span[0]) & (np.log(tokens[0]) <= span[1])
+        tails = [(1 - q.level) / 2, (1 + q.level) / 2]
+        low, high = np.quantile(savings[1:], tails, axis=0, method="nearest")
+        middle, low, high = (np.where(inside, one, np.nan) for one in (savings[0], low, high))
+        return _quantiles(least, q.level), (nodes, middle, low, high)
 
 
 # --- arithmetic ---
@@ -394,7 +408,7 @@ def _buyable(q: Question) -> np.ndarray:
     """Natural tokens that may be bought; to twice what the runs asked for read."""
     if q.natural_price is None or q.natural_tokens is None:
         return np.zeros(1)
-    return np.linspace(0.0, max(2 * q.D - q.natural_tokens, 0.0), 17)
+    return np.unique(np.linspace(0.0, max(2 * q.D - q.natural_tokens, 0.0), 17))
 
 
 def _search(objective: Objective, *axes: np.ndarray, zooms: int = _ZOOMS) -> tuple[float, float, float] | None:

@@ -304,7 +304,8 @@ def recommendation_section(found: Recommendation, evidence: Evidence, questions:
         body.append(Bullets(list(found.notes), lead="To be known"))
     body.append(
         "This is about the loss above, in the range of sizes and budgets that were trained; the best share for another "
-        "metric can be another. Between shares that are as good within noise, take the one that is cheaper to write."
+        "metric can be another. Between shares that are as good within noise, take the one that is cheaper to write; "
+        "lingua-synth recommend counts what text costs, and says from which size on it pays."
     )
     return Section("What to train on", body)
 

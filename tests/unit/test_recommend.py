@@ -201,6 +201,19 @@ def test_with_noise_the_intervals_hold_what_was_planted(noisy):
     assert json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_the_picture_shows_the_saving_over_shares(exact):
+    found = ask(exact, num_runs=20)
+    one, ax = found.decision.kinds[0], found.plot()
+    shares, savings, low, high = one.curve
+    assert savings[np.argmin(np.abs(shares - one.plan.ratio))] == pytest.approx(one.saving, rel=1e-3)
+    assert np.nanmax(savings) == pytest.approx(one.saving, rel=1e-3) and savings[0] == pytest.approx(0, abs=1e-9)
+    assert np.nanmax(np.abs(low - high)) < 1e-6
+    assert ax.get_xlabel() == "share of synthetic tokens (%)" and len(ax.lines) == 3
+    assert "GPU-hours saved" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="no answer to draw"):
+        ask(exact, tokens=8e12).plot()
+
+
 # --- what would change it ---
 
 
@@ -228,7 +241,11 @@ def test_break_evens_are_those_of_the_planted_law(exact):
     size = brentq(lambda v: over(N=v), 3e7, N, rtol=1e-4)
     assert rows["model size N"].equal_at == pytest.approx(size, rel=5e-3)
     assert found.break_even("model size N").at == pytest.approx(size, rel=0.01)
-    assert "what would change the answer" in str(found) and "breaks even at" in str(found)
+    assert (
+        "rephrased breaks even at N " in str(found)
+        and "what would change the answer" in str(found)
+        and "breaks even at" in str(found)
+    )
 
 
 def test_an_answer_that_no_size_in_the_runs_changes_says_so(exact):
@@ -236,7 +253,7 @@ def test_an_answer_that_no_size_in_the_runs_changes_says_so(exact):
     size = found.break_even("model size N")
     assert found.answer == "natural" and size.at is None and size.equal_at is None and size.interval == (None, None)
     assert size.searched[0] == pytest.approx(exact[0].N().min(), rel=0.03)
-    assert "nowhere in that range" in str(found) and math.isinf(size.factor)
+    assert "breaks even at no size within the runs" in str(found) and math.isinf(size.factor)
     cost = found.break_even("rephrased: cost per billion written")
     assert cost.at < 3e3 and cost.to == "generate rephrased"
 
@@ -270,6 +287,11 @@ def test_it_refuses_outside_what_was_trained(exact):
     two = exact[0].take(np.isin(exact[0]["mixture"], ["natural", "rephrased"]))
     found = advise(two, exact[2], D, {"rephrased": Generator("rephrased", 1.0)}, lambda N: 1.0, num_bootstraps=20)
     assert "2 different ratios of rephrased" in found.refusal
+
+
+def test_natural_text_too_scarce_for_the_runs_is_no_answer(exact):
+    found = ask(exact, natural_tokens=1e6)
+    assert found.decision is None and "read 5e+04 times" in found.refusal and "fewer or more tokens" in found.refusal
 
 
 @pytest.mark.parametrize(

@@ -46,12 +46,14 @@ def words(table, *more):
 def test_the_verb_answers_and_writes(table, tmp_path, capsys):
     out = tmp_path / "answer.json"
     given = ["gpu_hours_per_billion=40", "keep_rate.rephrased=0.8", "num_runs=20", f"out={out}", "changes=false"]
+    given += [f"figure={tmp_path / 'saves.svg'}"]
     assert main(words(table, *given)) == 0
     shown, plain = capsys.readouterr().out, json.loads(out.read_text())
     assert "N 858M (non_embedding), 50B tokens, 20 runs: generate" in shown and "n=1B is size 1B of the table" in shown
     assert plain["answer"] == "rephrased" and plain["unit"] == "GPU-hours" and plain["changes"] == []
     assert plain["generators"]["rephrased"]["keep_rate"] == 0.8 and plain["generators"]["questions"]["keep_rate"] == 1.0
     assert plain["question"]["generation"] == {"rephrased": 50.0, "questions": 40.0}
+    assert "rephrased" in (tmp_path / "saves.svg").read_text()
     best = plain["options"][0]
     assert best["interval"][0] < best["saving"] < best["interval"][1] and best["shown"]
     # In money: the same answer at another unit, and text bought from a service.
@@ -112,6 +114,7 @@ def test_how_far_a_measured_rate_may_be_off(tmp_path):
         (["gpu_hours_per_billion=4", "gpu_hour_price=0"], "above 0"),
         (["gpu_hours_per_billion=4", "n=huge"], "n='huge' is no size of the table"),
         (["gpu_hours_per_billion=4", "tokens=many"], "no count of tokens"),
+        (["gpu_hours_per_billion=4", "figure=saves.docx"], "ends in .png, .svg or .pdf"),
         (["gpu_hours_per_billion=4", "gpu=abacus"], "no GPU 'abacus'"),
         (["gpu_hours_per_billion=4", "calibrate=fast"], "calibrate is a size and its tokens per second"),
     ],
