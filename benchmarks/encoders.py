@@ -6,18 +6,17 @@ Commands, one line of JSON each: identity, tokenize, floor, encode. `cpu` is of 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answering import answer_all, methods_of, silence, take_output
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -233,22 +232,10 @@ class Session:
 
 def main() -> None:
     """Answer commands until the input ends."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
-    session = Session()
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    answer({"version": ""})
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer(getattr(session, command.pop("command"))(**command))
-        except Exception as error:  # also of the libraries that are measured
-            answer({"error": f"{type(error).__name__}: {str(error)[:200]}"})
+    say = take_output()
+    silence()
+    say({"version": ""})
+    answer_all(say, methods_of(Session()))
 
 
 if __name__ == "__main__":

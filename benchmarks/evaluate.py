@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answering import answer_all, failure, take_output
 from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, spread, versions
 
 from lingua_synth.documents import Document
@@ -172,12 +173,7 @@ WHAT = {"ours": ours, "from shards": ours_from_shards, "plain": plain, "harness"
 def worker_main(what: str, described: str, work: str) -> int:
     """One of them in this process, as often as asked."""
     case = Case(**json.loads(described))
-    answer = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
-
-    def say(found: dict[str, Any]) -> None:
-        os.write(answer, (json.dumps(found) + "\n").encode())
-
+    say = take_output()
     try:
         import torch
 
@@ -190,12 +186,17 @@ def worker_main(what: str, described: str, work: str) -> int:
         nats = score()  # what only the first time pays
         say({"nats": nats})
         clock = time.perf_counter if case.device == "cuda" else time.process_time
-        for _ in sys.stdin:
+
+        def seconds(_: str) -> dict[str, float]:
             start = clock()
             score()
-            say({"seconds": clock() - start})
+            return {"seconds": clock() - start}
+
+        answer_all(say, seconds)
+    except LeftOut as error:
+        say({"error": str(error)})
     except Exception as error:
-        say({"error": str(error) if isinstance(error, LeftOut) else f"{type(error).__name__}: {error}"})
+        say(failure(error))
     return 0
 
 

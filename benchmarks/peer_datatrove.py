@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from answering import answer_all, measured, take_output
 
 
 def send(path: str, out: str, count: int, port: int, window: int, checkpoints: bool) -> int:
@@ -65,22 +65,14 @@ def main(described: str) -> int:
     """Answer measurements until the input ends."""
     options = json.loads(described)
     os.environ.setdefault("LOGURU_LEVEL", "ERROR")
-    print(json.dumps({"version": f"datatrove {metadata.version('datatrove')}"}), flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        try:
-            with tempfile.TemporaryDirectory(dir=asked["work"]) as out:
-                wall, cpu = time.perf_counter(), time.process_time()
-                done = send(asked["chats"], out, asked["count"], **options)
-                found: dict[str, Any] = {
-                    "records": done,
-                    "wall_s": time.perf_counter() - wall,
-                    "cpu_s": time.process_time() - cpu,
-                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                }
-        except Exception as error:
-            found = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(found), flush=True)
+    say = take_output()
+    say({"version": f"datatrove {metadata.version('datatrove')}"})
+
+    def answer(_: str, work: str, chats: str, count: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=work) as out:
+            return measured(lambda: send(chats, out, count, **options))
+
+    answer_all(say, answer)
     return 0
 
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import logging
 import os
 import pickle
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from answering import answer_all, failure, methods_of, silence, take_output
 
 # Sequences of an "epoch", for the peers that must be told a length.
 EPOCH_SEQUENCES = 1 << 16
@@ -683,29 +682,16 @@ def version_of(reader: Reader) -> str:
 def main() -> None:
     """Answer commands until the input ends."""
     name, described = sys.argv[1:]
-    # What a library prints must not mix with the answers.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.CRITICAL)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    say = take_output()
+    silence()
     try:
         reader = READERS[name](Data(json.loads(described)))
         session = Session(reader)
-        answer({"version": version_of(reader)})
+        say({"version": version_of(reader)})
     except (ImportError, RuntimeError) as error:
-        answer({"error": f"{type(error).__name__}: {error}"})
+        say(failure(error))
         return
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer(getattr(session, command.pop("command"))(**command))
-        except Exception as error:  # of a library that is measured, whatever it may be
-            answer({"error": f"{type(error).__name__}: {str(error)[:200]}"})
+    answer_all(say, methods_of(session))
 
 
 if __name__ == "__main__":

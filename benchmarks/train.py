@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from answering import Say, answer_all, failure, take_output
 from measure import (
     ROOT,
     LeftOut,
@@ -311,43 +312,34 @@ def train_in_lingua(case: Case, work: Path, steps: int) -> list[dict[str, Any]]:
 def worker_main(what: str, described: str, work: str) -> int:
     """One training in this process; answers with one line of JSON. For `plain` and `loop`, one line a question."""
     case = Case(**json.loads(described))
-    answer = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
-    if what in ("plain", "loop"):
-        return answer_questions(what, case, Path(work), answer)
+    say = take_output()
     try:
-        lines = (run_ours if what == "ours" else train_in_lingua)(case, Path(work), 40)
-        found = _summary(lines)
+        if what in ("plain", "loop"):
+            answer_questions(what, case, Path(work), say)
+        else:
+            say(_summary((run_ours if what == "ours" else train_in_lingua)(case, Path(work), 40)))
     except Exception as error:
-        found = {"error": f"{type(error).__name__}: {error}"}
-    os.write(answer, (json.dumps(found) + "\n").encode())
+        say(failure(error))
     return 0
 
 
-def answer_questions(what: str, case: Case, work: Path, answer: int) -> int:
+def answer_questions(what: str, case: Case, work: Path, say: Say) -> None:
     """Measure one of the two loops as often as asked."""
+    import torch
 
-    def say(found: dict[str, Any]) -> None:
-        os.write(answer, (json.dumps(found) + "\n").encode())
+    if case.device == "cpu":
+        torch.set_num_threads(1)
+    run: Callable[[Case, Path, int], Any] = run_plain if what == "plain" else run_ours
+    run(case, work, 5)  # what only the first run in a process pays
+    say({})
 
-    try:
-        import torch
+    def answer(command: str, **asked: int) -> dict[str, float]:
+        if command == "waiting":
+            lines = run_ours(case, work, asked["steps"])[1:]
+            return {"share": median(one["speed/data_load_time"] / one["speed/curr_iter_time"] for one in lines)}
+        return {"seconds": seconds_per_step(run, case, work, asked["few"], asked["many"])}
 
-        if case.device == "cpu":
-            torch.set_num_threads(1)
-        run: Callable[[Case, Path, int], Any] = run_plain if what == "plain" else run_ours
-        run(case, work, 5)  # what only the first run in a process pays
-        say({})
-        for line in sys.stdin:
-            asked = json.loads(line)
-            if asked["command"] == "waiting":
-                lines = run_ours(case, work, asked["steps"])[1:]
-                say({"share": median(one["speed/data_load_time"] / one["speed/curr_iter_time"] for one in lines)})
-            else:
-                say({"seconds": seconds_per_step(run, case, work, asked["few"], asked["many"])})
-    except Exception as error:
-        say({"error": f"{type(error).__name__}: {error}"})
-    return 0
+    answer_all(say, answer)
 
 
 # --- the command ---

@@ -16,6 +16,7 @@ from lingua_synth.tokens import build_tokenizer, tokenize
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 MODULES = (
+    "answering",
     "measure",
     "corpus",
     "rules",
@@ -235,6 +236,32 @@ def test_workers_that_cannot_run_are_left_out(benchmarks, tmp_path):
     script.write_text('print(\'{"error": "no library"}\')')
     with pytest.raises(LeftOut, match="no library"):
         Worker(script, [])
+
+
+def test_a_worker_answers_on_through_prints_and_errors(benchmarks, tmp_path):
+    from measure import LeftOut, Worker
+
+    script = tmp_path / "talks.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from answering import answer_all, measured, methods_of, take_output
+class Session:
+    def double(self, x):
+        print("a library prints"); os.write(1, b"and writes"); return {{"doubled": 2 * x}}
+    def write(self):
+        return measured(lambda: 7)
+say = take_output()
+say({{"version": "x 1"}})
+answer_all(say, methods_of(Session()))
+""")
+    with Worker(script, []) as worker:
+        assert worker.started == {"version": "x 1"}
+        assert worker.ask("double", x=21) == {"doubled": 42}
+        with pytest.raises(LeftOut, match="TypeError: "):
+            worker.ask("double", x=None)
+        written = worker.ask("write")
+        assert written["records"] == 7 and written["cpu_s"] >= 0 and written["peak_mb"] > 1
 
 
 def test_worst_deviation_is_that_of_every_prefix(benchmarks):
