@@ -110,7 +110,7 @@ class Conditioning:
             counts.insert(2, _counted(self.num_parts, "part"))
         repeated = self.repeats.lines(self.unit) if self.repeats else []
         if repeated and self.repeats and self.repeats.design is None:
-            repeated.append("  note: what follows takes repeated tokens for new ones")
+            repeated.append("  note: the law above takes repeated tokens for new ones")
         lines = [f"{shown}: {_counted(self.num_runs, 'run')} each ({', '.join(counts)})"]
         design = self.design
         if design is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from lingua_synth.mixture.ratios import parse_ratio
+
 # What may differ between two calls for one run: it changes no number of the result, or none beyond rounding. A run may
 # go on with other ranks, sharded or not, and in the other host.
 FREE_KEYS = (
@@ -78,5 +80,8 @@ def drop_unused_new_keys(config: dict[str, Any]) -> None:
         del synth["feedback"]
     if synth["match_repetition"] is None:
         del synth["match_repetition"]
+    for source in synth["sources"].values():
+        if parse_ratio(source["part"]) == 1:
+            del source["part"]
     if synth["evaluation"]["max_bytes_per_domain"] is None:
         del synth["evaluation"]["max_bytes_per_domain"]

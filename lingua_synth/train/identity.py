@@ -13,7 +13,6 @@ from typing import Any
 
 from lingua_synth.config import dump_args, to_dict
 from lingua_synth.files import read_json, write_json
-from lingua_synth.mixture.args import SourceArgs
 from lingua_synth.model.checkpoint import list_checkpoints
 from lingua_synth.model.distributed import Ranks
 from lingua_synth.tokens import TokenSource
@@ -33,8 +32,6 @@ def run_identity(
     for name, source in config["synth"]["sources"].items():
         for key in ("path", "documents"):
             del source[key]
-        if source["part"] == SourceArgs.part:
-            del source["part"]
         source["shards"] = sources[name].fingerprint
     config["synth"]["evaluation"]["domains"] = {name: domain.fingerprint for name, domain in domains.items()}
     return config

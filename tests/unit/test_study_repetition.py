@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from lingua_synth.config import build_args
+from lingua_synth.config import build_args, to_dict
 from lingua_synth.scaling import RepetitionLaw, expected_errors, fit
 from lingua_synth.study import StudyArgs, plan_study
+from lingua_synth.study.ledger import fingerprint
 from lingua_synth.study.overview import overview, run_row
 from lingua_synth.train import train
+from lingua_synth.train.free_keys import drop_unused_new_keys
 
 WINDOWS = (10_000_000 - 1) // 128
 
@@ -51,6 +53,17 @@ def test_parts_are_cells_with_exact_passes_and_worth():
     whole = [run for run in plan_study(study(), draft=True) if run.args.synth.sources["natural"].part == "1"]
     assert whole == plan_study(study(parts=[]), draft=True)
     assert run_row(whole[0], 3.0)["effective_tokens"] == 2**18
+
+
+def test_a_study_that_was_launched_before_there_were_parts_has_not_changed():
+    """Whole sources have no key of their own in what a launch keeps of its runs; parts do."""
+    configs = {}
+    for run in plan_study(study(budgets=[2**20]), draft=True):
+        drop_unused_new_keys(config := to_dict(run.args))
+        configs[run.run_id] = config["synth"]["sources"]["natural"]
+    assert "part" not in configs["natural-nano-27k-d1048576-s42"]
+    assert configs["natural-nano-27k-d1048576-s42-p1of8"]["part"] == "1/8"
+    assert len({fingerprint(run) for run in plan_study(study(), draft=True)}) == 9
 
 
 def test_parts_of_one_source():
