@@ -216,10 +216,16 @@ def _host() -> str:
 
 def _start_of(pid: int) -> str | None:
     """When a process began, in the kernel's ticks: a number is given to another process after a while."""
-    with contextlib.suppress(OSError, IndexError):
+    fields = _fields_of(pid)
+    return fields[19] if len(fields) > 19 else None
+
+
+def _fields_of(pid: int) -> list[str]:
+    """What the kernel says of a process, behind its name; nothing where it does not."""
+    with contextlib.suppress(OSError):
         # The name, in parentheses, may hold anything; the fields are counted behind it.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    return None
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    return []
 
 
 def _process_lives(holder: dict[str, Any]) -> bool:
@@ -230,5 +236,11 @@ def _process_lives(holder: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         pass
+    if _is_zombie(pid):  # killed, and its parent has not asked yet
+        return False
     started = _start_of(pid)
     return started is None or holder.get("started") in (None, started)
+
+
+def _is_zombie(pid: int) -> bool:
+    return _fields_of(pid)[:1] in (["Z"], ["X"])

@@ -48,7 +48,7 @@ from lingua_synth.train.inputs import (
     refuse_other_vocabulary,
     with_shard_tokenizer,
 )
-from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
+from lingua_synth.train.preemption import LEFT, Preempted, Preemption, requeue_slurm_job
 
 logger = logging.getLogger("lingua_synth.hosts")
 
@@ -260,10 +260,7 @@ def bind(lingua: Lingua, session: Session, *, progress: bool = True) -> Iterator
 
     def leave() -> NoReturn:
         number = session.agreed_signal()
-        message = (
-            f"{args.name}: signal {number} at step {session.step} of {args.steps}; the checkpoint is written, the "
-        )
-        message += "same command goes on from it"
+        message = f"{args.name}: signal {number} at step {session.step} of {args.steps}; {LEFT}"
         if args.synth.requeue and session.ranks.is_main:
             message += f"; {requeue_slurm_job()}"
         logger.warning(message)

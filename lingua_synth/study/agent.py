@@ -8,6 +8,8 @@ own end:
   over when those others die; in a job it waits `idle_s` for runs that unlock further ones and then gives the node back.
 - SIGTERM, SIGUSR2 or Ctrl-C: its runs write checkpoints and leave, the claims are given back, then the agent leaves.
 - kill -9: its runs end with it, and whoever comes next takes them over.
+
+A run of several nodes is trained by as many agents that meet (`teams.py`): each gives it its whole node.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from lingua_synth.study.board import (
 from lingua_synth.study.launch_args import LaunchArgs
 from lingua_synth.study.node import (
     Ended,
+    Meeting,
     Node,
     Place,
     Process,
@@ -53,6 +56,7 @@ from lingua_synth.study.node import (
     run_environment,
     visible_gpus,
 )
+from lingua_synth.study.teams import Seat, follow, has_free_seat, is_complete, lead
 from lingua_synth.train.preemption import Preempted
 
 POLL_S = 0.2
@@ -73,7 +77,7 @@ class _Running:
 
     run: QueuedRun
     place: Place
-    process: Worker | Process
+    process: Worker | Process | Seat
 
 
 class Agent:
@@ -100,7 +104,12 @@ class Agent:
         self._lease_s = lease_s
         self._on_change = on_change or (lambda agent: None)
         gpus = visible_gpus() if any(run.num_gpus for run in runs) else []
-        self._node = Node(gpus[: args.gpus_per_node], runs_per_gpu=args.runs_per_gpu, num_workers=args.num_workers)
+        self._node = Node(
+            gpus[: args.gpus_per_node],
+            runs_per_gpu=args.runs_per_gpu,
+            num_workers=args.num_workers,
+            max_nodes=args.max_nodes,
+        )
         self._running: dict[str, _Running] = {}
         self._idle_workers: list[Worker] = []
         self._busy_until: dict[str, float] = {}
@@ -160,7 +169,10 @@ class Agent:
             )
         if self._stay:
             return not any(leases.is_held(run.key) or self._may_start(run) for run in open_runs)
-        waits = any(self._node.can_ever_take(run) and not self._may_start(run) for run in open_runs)
+        waits = any(
+            self._node.can_ever_take(run) and (not self._may_start(run) or self._may_be_missed(leases, run))
+            for run in open_runs
+        )
         return not waits or time.monotonic() - idle_since > self._args.idle_s
 
     # --- what can be started ---
@@ -188,16 +200,28 @@ class Agent:
 
     def _start_runs(self, leases: Leases) -> bool:
         """Whether a run was started; as many are as there is room for."""
+        self._join_an_earlier_team(leases)
         num_running = len(self._running)
+        is_kept_free = False
         for run in self._runs:
             name = run.run_id
             if name in self._running or name in self.finished or name in self.given_up:
                 continue
+            if is_kept_free and not self._node.is_cpu_run(run):
+                continue
             # Room first: that costs nothing, while the file system is asked about each run.
             if time.monotonic() < self._busy_until.get(name, 0) or (place := self._node.take(run)) is None:
+                is_kept_free = is_kept_free or self._is_missed(leases, run)
                 continue
-            if self._is_closed(run) or not self._may_start(run) or leases.claim(run.key) is None:
+            if self._is_closed(run) or not self._may_start(run):
                 self._node.give_back(place)
+                continue
+            if leases.claim(run.key) is None:
+                seat = self._follow(leases, run, place) if self._node.num_nodes(run) > 1 else None
+                if seat is not None:
+                    self._running[name] = _Running(run, place, seat)
+                else:
+                    self._node.give_back(place)
                 continue
             # Only now nobody else can end it, or find that its last holder died once too often.
             end_killed_attempt(self._folder, run, read_attempts(self._folder, run.run_id))
@@ -205,16 +229,90 @@ class Agent:
                 leases.finish(run.key) if run.is_finished else leases.release(run.key)
                 self._node.give_back(place)
                 continue
+            if self._node.num_nodes(run) > 1:
+                self._running[name] = _Running(run, place, self._lead(leases, run, place))
+                continue
             begin_attempt(self._folder, run, leases.worker)
             self._running[name] = _Running(run, place, self._start(run, place))
         return len(self._running) > num_running
 
-    def _start(self, run: QueuedRun, place: Place) -> Worker | Process:
-        environment = run_environment(
+    # --- runs of several nodes ---
+
+    def _lead(self, leases: Leases, run: QueuedRun, place: Place) -> Seat:
+        num_nodes = self._node.num_nodes(run)
+        write_config(self._folder, run)
+        return lead(self._folder, run, leases, num_nodes, self._args.gather_s, self._starter(run, place))
+
+    def _follow(self, leases: Leases, run: QueuedRun, place: Place) -> Seat | None:
+        return follow(self._folder, run, leases, self._args.gather_s, self._starter(run, place))
+
+    def _starter(self, run: QueuedRun, place: Place) -> Callable[[Meeting, Path], Process]:
+        def start(meeting: Meeting, log: Path) -> Process:
+            # The leader wrote the config before it called.
+            words = run_command_words(config_path(self._folder, run), len(place.gpus), meeting)
+            return Process(run, words, self._environment(place), log)
+
+        return start
+
+    def _is_missed(self, leases: Leases, run: QueuedRun) -> bool:
+        """Whether the run wants this whole node and has to wait until what is on it has ended; nothing else is started
+        meanwhile, or a run of several nodes would never find them free at the same time."""
+        if self._node.num_nodes(run) == 1 or not self._node.can_ever_take(run):
+            return False
+        if time.monotonic() < self._busy_until.get(run.run_id, 0) or self._gathering() is not None:
+            return False
+        if self._is_closed(run) or not self._may_start(run):
+            return False
+        return not leases.is_held(run.key) or has_free_seat(self._folder, run, leases)
+
+    def _may_be_missed(self, leases: Leases, run: QueuedRun) -> bool:
+        """Whether somebody leads a team for the run that is not complete: not yet, or no more."""
+        return self._node.num_nodes(run) > 1 and leases.is_held(run.key) and not is_complete(self._folder, run, leases)
+
+    def _gathering(self) -> _Running | None:
+        """The run for which this node waits for others."""
+        for running in self._running.values():
+            if isinstance(running.process, Seat) and running.process.is_gathering:
+                return running
+        return None
+
+    def _join_an_earlier_team(self, leases: Leases) -> None:
+        """Leave a team that still gathers for one of an earlier run: two half teams would wait for each other."""
+        if (mine := self._gathering()) is None:
+            return
+        for run in self._runs:
+            if run is mine.run:
+                return
+            is_open = self._node.num_nodes(run) > 1 and run.run_id not in self._running and not self._is_closed(run)
+            if is_open and self._may_start(run) and has_free_seat(self._folder, run, leases):
+                self._fall_apart(leases, mine)
+                return
+
+    def _fall_apart(self, leases: Leases, mine: _Running) -> None:
+        assert isinstance(mine.process, Seat), "only a team falls apart"
+        del self._running[mine.run.run_id]
+        self._node.give_back(mine.place)
+        mine.process.close()
+        if leases.holds(mine.run.key):
+            leases.release(mine.run.key)
+
+    @property
+    def waits_for(self) -> str:
+        """What a node that is kept free waits for, in words; empty where it does not."""
+        mine = self._gathering()
+        if mine is None or not isinstance(mine.process, Seat) or not (missing := mine.process.missing):
+            return ""
+        return f"{mine.run.run_id} waits for {missing} more node(s)"
+
+    def _environment(self, place: Place) -> dict[str, str]:
+        return run_environment(
             place,
             num_threads=self._args.threads_per_worker,
             cache_dir=self._args.cache_dir or self._folder / LAUNCH / "cache",
         )
+
+    def _start(self, run: QueuedRun, place: Place) -> Worker | Process:
+        environment = self._environment(place)
         if trains_in_worker(run, place):
             while self._idle_workers and not self._idle_workers[-1].is_alive:
                 self._idle_workers.pop().kill()
@@ -234,8 +332,16 @@ class Agent:
         for name, running in list(self._running.items()):
             if (ended := running.process.poll()) is None:
                 continue
+            if isinstance(running.process, Seat) and ended.outcome in ("alone", "member"):
+                # Nobody came, or the leader notes how the run ended.
+                self._fall_apart(leases, running)
+                if ended.outcome == "alone":
+                    self._busy_until[name] = time.monotonic() + running.process.pause_s
+                continue
             del self._running[name]
             self._node.give_back(running.place)
+            if isinstance(running.process, Seat):
+                running.process.close()
             if isinstance(running.process, Worker):
                 if running.process.is_alive and ended.outcome != "left":
                     self._idle_workers.append(running.process)
@@ -311,11 +417,16 @@ def trains_in_worker(run: QueuedRun, place: Place) -> bool:
     return not place.gpus and run.config["host"] == "native"
 
 
+def config_path(folder: Path, run: QueuedRun) -> Path:
+    """Of the config file that the run's own process reads; absolute, as the process may live elsewhere."""
+    return (folder / LAUNCH / CONFIGS / f"{run.key}.yaml").absolute()
+
+
 def write_config(folder: Path, run: QueuedRun) -> Path:
-    """The config file that the run's own process reads; absolute, as the process may live elsewhere."""
+    """Write the config file of the run's own process; returns its path."""
     import yaml
 
-    path = (folder / LAUNCH / CONFIGS / f"{run.key}.yaml").absolute()
+    path = config_path(folder, run)
     config = dict(run.config)
     config["synth"] = config["synth"] | {"requeue": False}  # the agent's job goes back into the queue, not the run's
     with atomic_file(path) as file:

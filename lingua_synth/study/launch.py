@@ -23,10 +23,9 @@ from tqdm import tqdm
 from lingua_synth.config import needs_extra, to_dict
 from lingua_synth.files import read_json, write_json
 from lingua_synth.leases import workers_here
-from lingua_synth.study.agent import Agent, AgentJob, trains_in_worker
+from lingua_synth.study.agent import Agent, AgentJob, config_path, trains_in_worker
 from lingua_synth.study.board import (
     CLAIMS,
-    CONFIGS,
     LAUNCH,
     Limits,
     QueuedRun,
@@ -38,7 +37,7 @@ from lingua_synth.study.board import (
     write_plan,
 )
 from lingua_synth.study.launch_args import LaunchArgs, validate_launch
-from lingua_synth.study.node import GPUS, Node, Place, run_command_words, run_environment, visible_gpus
+from lingua_synth.study.node import GPUS, Meeting, Node, Place, run_command_words, run_environment, visible_gpus
 from lingua_synth.study.plan import PlannedRun
 
 JOBS = "jobs"
@@ -111,7 +110,7 @@ def launch(
             job_ids = _run_local_jobs(folder, queued, args, launch_id, bar)
         else:
             limits = Limits(args.max_attempts, read_launch(folder, launch_id)["failures_before"])
-            Agent(folder, queued, args, limits, stay=True, on_change=lambda agent: bar.update(agent.finished)).work()
+            Agent(folder, queued, args, limits, stay=True, on_change=bar.follow).work()
     _refuse_unfinished(folder, queued)
     return Launched(folder, job_ids)
 
@@ -133,10 +132,13 @@ class _Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bar.close()
 
-    def update(self, finished: Collection[str]) -> None:
+    def follow(self, agent: Agent) -> None:
+        self.update(agent.finished, agent.waits_for)
+
+    def update(self, finished: Collection[str], note: str = "") -> None:
         new = set(finished) - self._seen
         self._seen |= new
-        self._bar.set_postfix_str(f"{len(self._seen)}/{len(self._flops)} done", refresh=False)
+        self._bar.set_postfix_str(f"{len(self._seen)}/{len(self._flops)} done" + f"; {note}" * bool(note), bool(note))
         if new:
             self._bar.update(sum(self._flops[name] for name in new))
 
@@ -171,6 +173,11 @@ def _with_gpus(args: LaunchArgs, runs: Sequence[QueuedRun]) -> LaunchArgs:
     """The arguments with `gpus_per_node` filled in; ValueError for a run that no node can take."""
     largest = max(runs, key=lambda run: run.num_gpus)
     if args.engine == "slurm":
+        if args.max_nodes > 1 and args.gpus_per_node is None:
+            raise ValueError(
+                f"launch.max_nodes is {args.max_nodes}, so runs may span nodes: say with launch.gpus_per_node how many "
+                "GPUs a node has"
+            )
         there, where = args.gpus_per_node or largest.num_gpus, "launch.gpus_per_node is"
     else:
         visible = len(visible_gpus()) if largest.num_gpus else 0
@@ -178,15 +185,21 @@ def _with_gpus(args: LaunchArgs, runs: Sequence[QueuedRun]) -> LaunchArgs:
         if args.gpus_per_node is not None and args.gpus_per_node > there:
             raise ValueError(f"launch.gpus_per_node is {args.gpus_per_node}, {where}")
         there = there if args.gpus_per_node is None else args.gpus_per_node
-    node = Node([str(k) for k in range(there)])
-    refused = [run for run in runs if not run.is_finished and not node.can_ever_take(run)]
+    node = Node([str(k) for k in range(there)], max_nodes=args.max_nodes)
+    left = [run for run in runs if not run.is_finished]
+    refused = [run for run in left if not node.can_ever_take(run)]
     if refused:
         run = max(refused, key=lambda run: run.num_gpus)
         raise ValueError(
             f"run {run.run_id} trains on {run.num_gpus} GPU(s) and a node has {there} ({where}"
             f"{f' {there}' if args.engine == 'slurm' else ''}); {len(refused)} of {len(runs)} runs are too large. "
-            "Launch where there are as many, lower num_gpus of the study, or leave them out with `exclude` and train "
-            "them with torchrun"
+            "Launch where there are as many, lower num_gpus of the study, or let runs take several whole nodes "
+            f"(launch.max_nodes, now {args.max_nodes}; num_gpus is then a multiple of a node's)"
+        )
+    most = max((node.num_nodes(run) for run in left), default=1)
+    if args.engine != "here" and most > args.jobs:
+        raise ValueError(
+            f"a run takes {most} nodes at a time, and launch.jobs is {args.jobs}; raise it to {most} or more"
         )
     return dataclasses.replace(args, gpus_per_node=there)
 
@@ -363,17 +376,26 @@ def describe_launch(
     lines = [f"export {name}={shlex.quote(value)}" for name, value in shared.items() if name != GPUS]
     lines += ["", f"# {len(open_runs)} of {len(queued)} runs, in this order; configs/ is written when a run starts"]
     for run in open_runs:
-        place = Node([str(k) for k in range(args.gpus_per_node or 0)], runs_per_gpu=args.runs_per_gpu).take(run)
+        node = Node(
+            [str(k) for k in range(args.gpus_per_node or 0)], runs_per_gpu=args.runs_per_gpu, max_nodes=args.max_nodes
+        )
+        place = node.take(run)
         assert place is not None, "_with_gpus refuses what does not fit"
+        num_nodes = node.num_nodes(run)
         notes = [f"after {', '.join(run.after)}"] if run.after else []
         if trains_in_worker(run, place):
             notes.append("in a process that trains several runs, the same as")
+        elif num_nodes > 1:
+            notes.append(f"on {num_nodes} nodes at a time, K = 0 to {num_nodes - 1}")
         elif place.gpus:
             notes.append(f"on any {len(place.gpus)} of a node's GPUs")
         if notes:
             lines.append(f"# {'; '.join(notes)}")
-        config = (folder / LAUNCH / CONFIGS / f"{run.key}.yaml").absolute()
-        words = shlex.join(run_command_words(config, len(place.gpus)))
+        config = config_path(folder, run)
+        meeting = Meeting(0, num_nodes, "FIRST_NODE", 29500) if num_nodes > 1 else None
+        words = shlex.join(run_command_words(config, len(place.gpus), meeting)).replace(
+            "--node-rank 0", "--node-rank K"
+        )
         lines.append(f"{GPUS}={','.join(place.gpus)} {words}")
     if args.engine == "slurm":
         lines += ["", f"# sbatch, {args.jobs} job(s) at a time, each drawing from these runs until none is left:"]

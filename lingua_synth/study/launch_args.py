@@ -51,6 +51,12 @@ class LaunchArgs:
     """CPU threads of each run; on a CPU, two runs of one thread outpace one run of two by 1.3 to 1.5."""
     gpus_per_node: int | None = None
     """GPUs of a node that may be used; null: those that are visible, under slurm those of the largest run."""
+    max_nodes: int = 1
+    """Most nodes of one run: a run of more GPUs than a node has takes as many whole nodes at a time, of whatever jobs
+    are free; `here`, of the machines on which the launch was started."""
+    gather_s: float = 1800.0
+    """Seconds that a node stays free for a run of several while others are missing; then it takes smaller runs for as
+    long."""
     runs_per_gpu: int = 1
     """Runs of one GPU that share it; above 1 for models too small to fill it."""
     max_attempts: int = 3
@@ -76,6 +82,8 @@ def validate_launch(args: LaunchArgs) -> None:
         ("threads_per_worker", args.threads_per_worker, 1),
         ("runs_per_gpu", args.runs_per_gpu, 1),
         ("max_attempts", args.max_attempts, 1),
+        ("max_nodes", args.max_nodes, 1),
+        ("gather_s", args.gather_s, 0),
         ("idle_s", args.idle_s, 0),
         ("gpus_per_node", args.gpus_per_node or 0, 0),
         ("slurm.time_min", args.slurm.time_min, 1),

@@ -1,7 +1,8 @@
 """What one machine can train at a time, and the processes that do it.
 
 A node has GPUs, each cut into `runs_per_gpu` shares, and places for CPU runs. A run of one GPU takes one share, a run
-of several takes as many whole GPUs, a CPU run takes one place. `Node.take` finds room for a run, `give_back` frees it.
+of several takes as many whole GPUs, a CPU run takes one place, and of a run of several nodes (`teams.py`) each takes
+all GPUs. `Node.take` finds room for a run, `give_back` frees it.
 
 CPU runs go to worker processes that import torch once and train one run after the other (`Worker`): a nano model trains
 for seconds, and importing torch takes as long. Every other run is a process of its own (`Process`), under torchrun when
@@ -59,8 +60,9 @@ class Place:
 class Node:
     """Free room of this machine."""
 
-    def __init__(self, gpus: Sequence[str], *, runs_per_gpu: int = 1, num_workers: int = 1) -> None:
+    def __init__(self, gpus: Sequence[str], *, runs_per_gpu: int = 1, num_workers: int = 1, max_nodes: int = 1) -> None:
         self.num_gpus = len(gpus)
+        self._max_nodes = max_nodes
         self._runs_per_gpu = runs_per_gpu
         self._free_shares = dict.fromkeys(gpus, runs_per_gpu)
         self._free_places = num_workers
@@ -70,23 +72,34 @@ class Node:
         device = run.config["synth"]["device"]
         return run.num_gpus == 0 or device == "cpu" or (device == "auto" and self.num_gpus == 0)
 
+    def num_nodes(self, run: QueuedRun) -> int:
+        """How many nodes like this one the run takes at a time."""
+        fits = self.is_cpu_run(run) or run.num_gpus <= self.num_gpus
+        return 1 if fits or not self.num_gpus else -(-run.num_gpus // self.num_gpus)
+
     def can_ever_take(self, run: QueuedRun) -> bool:
-        """Whether the run fits on this machine when nothing else is on it."""
-        return self.is_cpu_run(run) or run.num_gpus <= self.num_gpus
+        """Whether the run, or this node's part of it, fits on this machine when nothing else is on it."""
+        if self.is_cpu_run(run) or run.num_gpus <= self.num_gpus:
+            return True
+        # Of several nodes each gives all of its GPUs.
+        return self.num_gpus > 0 and run.num_gpus % self.num_gpus == 0 and self.num_nodes(run) <= self._max_nodes
 
     def take(self, run: QueuedRun) -> Place | None:
-        """Room for the run, or None while there is too little."""
+        """Room for the run, or for this node's part of it; None while there is too little."""
         if self.is_cpu_run(run):
             if self._free_places < 1:
                 return None
             self._free_places -= 1
             return Place((), 0)
+        if not self.can_ever_take(run):
+            return None
+        num_gpus = min(run.num_gpus, self.num_gpus)
         shares = 1 if run.num_gpus == 1 else self._runs_per_gpu
         # The fullest GPU that has room: whole ones stay whole for runs that need them.
         fitting = sorted((free, gpu) for gpu, free in self._free_shares.items() if free >= shares)
-        if len(fitting) < run.num_gpus:
+        if len(fitting) < num_gpus:
             return None
-        chosen = tuple(sorted((gpu for _, gpu in fitting[: run.num_gpus]), key=list(self._free_shares).index))
+        chosen = tuple(sorted((gpu for _, gpu in fitting[:num_gpus]), key=list(self._free_shares).index))
         for gpu in chosen:
             self._free_shares[gpu] -= shares
         return Place(chosen, shares)
@@ -126,10 +139,25 @@ def run_environment(place: Place, *, num_threads: int, cache_dir: str | Path) ->
     return threads | folders | {GPUS: ",".join(place.gpus)}
 
 
-def run_command_words(config: Path, num_gpus: int) -> list[str]:
-    """The command that trains the run of a config file on so many GPUs (0: on the CPU)."""
+@dataclass(frozen=True)
+class Meeting:
+    """Where the nodes of a run meet, and as which of them this one joins."""
+
+    member: int
+    num_nodes: int
+    address: str
+    port: int
+
+
+def run_command_words(config: Path, num_gpus: int, meeting: Meeting | None = None) -> list[str]:
+    """The command that trains the run of a config file on so many GPUs (0: on the CPU), of each node where it has
+    several."""
     words = ["-m", "lingua_synth.train", f"config={config}"]
-    if num_gpus > 1:
+    if meeting is not None:
+        where = ["--nnodes", str(meeting.num_nodes), "--node-rank", str(meeting.member)]
+        where += ["--master-addr", meeting.address, "--master-port", str(meeting.port)]
+        words = ["-m", "torch.distributed.run", *where, "--nproc-per-node", str(num_gpus), *words]
+    elif num_gpus > 1:
         # The module behind `torchrun`, with this Python: the script need not be in PATH.
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_gpus), *words]
     return [sys.executable, *words]
@@ -269,11 +297,11 @@ class Process:
         log = tail(self._log, since=self._begin)
         if self._was_asked:
             return Ended("left", log[-1] if log else "")
-        said = [line.partition(ERROR)[2] for line in tail(self._log, 200, since=self._begin) if ERROR in line]
-        if said and "is in use by" in said[0]:
-            return Ended("busy", said[0])
+        said = said_error(self._log, since=self._begin)
+        if "is in use by" in said:
+            return Ended("busy", said)
         if said:
-            return Ended("failed", said[0], is_final=True, log=log)
+            return Ended("failed", said, is_final=True, log=log)
         return Ended("failed", f"signal {-code}" if code < 0 else f"exit code {code}", code == BAD_INPUT, log)
 
     def ask_to_leave(self) -> None:
@@ -295,6 +323,12 @@ class Process:
                 kill(pid, signal.SIGKILL)
         self._process.wait()
         self._file.close()
+
+
+def said_error(log: Path, *, since: int = 0) -> str:
+    """The first message about a wrong input in a log from byte `since` on; empty where there is none."""
+    said = [line.partition(ERROR)[2] for line in tail(log, 200, since=since) if ERROR in line]
+    return said[0] if said else ""
 
 
 def _children(pid: int) -> list[int]:

@@ -34,6 +34,7 @@ from lingua_synth.study.board import (
     run_id_of,
 )
 from lingua_synth.study.plan import PlannedRun
+from lingua_synth.study.teams import is_gathering
 from lingua_synth.train.folder import IDENTITY, METRICS, RESULT
 
 STATES = ("done", "running", "failed", "stopped", "waiting")
@@ -135,7 +136,9 @@ def _look(
         state, done_tokens = "done", run.tokens
     else:
         attempts = read_attempts(folder, run.run_id) if run.key in names else []
-        if run.run_id in held:
+        if run.run_id in held and is_gathering(folder, run):
+            note = "its team is not complete: it takes several free nodes at a time"
+        elif run.run_id in held:
             state, where = "running", str(held[run.run_id].get("worker", ""))
         elif attempts and attempts[-1].is_failure:
             state = "failed"

@@ -61,7 +61,7 @@ from lingua_synth.train.inputs import (
 )
 from lingua_synth.train.metrics import MetricsFile, Trackers, close_logger, run_logger
 from lingua_synth.train.parallel import clip_gradients, exchanging_gradients, shard_model, wrap_model
-from lingua_synth.train.preemption import Preempted, Preemption, requeue_slurm_job
+from lingua_synth.train.preemption import LEFT, Preempted, Preemption, requeue_slurm_job
 from lingua_synth.train.record import MFU_FORMULA, Interval, decision_record, metrics_line, result_row, validation_line
 from lingua_synth.train.schedule import learning_rate_ratio
 
@@ -576,8 +576,7 @@ def _scheduler_state(run: _Run) -> dict[str, Any]:
 def _leave(run: _Run, signal: int) -> None:
     """Stop with a checkpoint because a signal asks for it."""
     run.writer.close()
-    message = f"{run.args.name}: signal {signal} at step {run.step} of {run.args.steps}; the checkpoint is written, "
-    message += "the same command goes on from it"
+    message = f"{run.args.name}: signal {signal} at step {run.step} of {run.args.steps}; {LEFT}"
     if run.args.synth.requeue and run.ranks.is_main:
         message += f"; {requeue_slurm_job()}"
     run.logger.warning(message)

@@ -15,6 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+LEFT = "the checkpoint is written, the same command goes on from it"
+"""What the log of a run says that left because it was told to."""
 
 
 class Preempted(SystemExit):

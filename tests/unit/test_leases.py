@@ -43,6 +43,18 @@ def test_a_claim_of_a_dead_process_of_this_machine_ends_at_once(tmp_path):
         assert leases.num_workers() == 1
 
 
+def test_a_killed_process_whose_parent_has_not_asked_holds_nothing(tmp_path):
+    words = "import os, sys; from pathlib import Path; from lingua_synth.leases import Leases\n"
+    words += "leases = Leases(Path(sys.argv[1])); leases.claim('a'); os.kill(os.getpid(), 9)"
+    root = str(Path(__file__).parents[2])
+    killed = subprocess.Popen([sys.executable, "-c", words, str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and still in the table of processes
+    with Leases(tmp_path) as leases:
+        assert not leases.is_held("a") and living_claims(tmp_path) == {}
+        assert leases.claim("a") == 2
+    killed.wait()
+
+
 def test_many_threads_claim_each_shard_once(tmp_path):
     won = []
 
