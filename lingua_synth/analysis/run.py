@@ -44,7 +44,7 @@ from lingua_synth.analysis.zipf import LAWS, fit_zipf, rank_frequency
 from lingua_synth.config import to_dict
 from lingua_synth.files import folder_lock
 from lingua_synth.scaling.cleaning import clean
-from lingua_synth.scaling.runs import load_runs
+from lingua_synth.scaling.runs import load_runs, refuse_several_tokenizers
 from lingua_synth.tokens.source import TokenSource
 from lingua_synth.tokens.tokenizer import Tokenizer, build_tokenizer
 
@@ -449,9 +449,9 @@ class _Analysis:
             return {}
         runs = None
         if self.args.runs:
-            runs = clean(
-                load_runs(self.args.runs, strict=False), target=self.args.target, n_definition=self.args.n_definition
-            ).runs
+            table = load_runs(self.args.runs, strict=False)
+            refuse_several_tokenizers(table, "Models are compared")
+            runs = clean(table, target=self.args.target, n_definition=self.args.n_definition).runs
         tests = [self.counts[name].counts for name in self._names("test")]
         trained = Trained(
             runs=runs,

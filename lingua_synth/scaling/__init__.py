@@ -70,6 +70,7 @@ from lingua_synth.scaling.simulate import simulate_study
 from lingua_synth.scaling.stored import read_fits, write_fits
 from lingua_synth.scaling.study import MixtureFit, StudyFits, fit_study
 from lingua_synth.scaling.ties import RatioTies, RunNoise, ratio_ties, run_noise, tie_set
+from lingua_synth.scaling.tokenizer_effect import TokenizerComparison, compare_tokenizers, in_bytes
 from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstrap, paired_bootstrap
 from lingua_synth.scaling.validation import Holdout, holdout
 
@@ -139,6 +140,7 @@ __all__ = [
     "StudyFits",
     "Term",
     "TiedLaw",
+    "TokenizerComparison",
     "best_ratio",
     "best_ratio_in_cell",
     "bootstrap",
@@ -146,6 +148,7 @@ __all__ = [
     "choose_law",
     "clean",
     "compare_schedules",
+    "compare_tokenizers",
     "compute_optimal",
     "crossing",
     "crossing_intervals",
@@ -160,6 +163,7 @@ __all__ = [
     "fit_repetition",
     "fit_study",
     "holdout",
+    "in_bytes",
     "influence",
     "intervals",
     "iso_loss",

@@ -18,9 +18,18 @@ from lingua_synth.scaling.cleaning import Cleaned, clean
 from lingua_synth.scaling.laws import Law
 from lingua_synth.scaling.repetition_fits import LAWS as REPEAT_LAWS
 from lingua_synth.scaling.repetition_fits import fit_repetition
-from lingua_synth.scaling.runs import Runs, load_runs, schedules, with_schedule_note
+from lingua_synth.scaling.runs import (
+    Runs,
+    load_runs,
+    refuse_several_tokenizers,
+    schedules,
+    tokenizer_names,
+    tokenizers,
+    with_table_notes,
+)
 from lingua_synth.scaling.stored import FITS_JSON, write_fits
 from lingua_synth.scaling.study import StudyFits, fit_study
+from lingua_synth.scaling.tokenizer_effect import in_bytes
 
 FITS_CSV = "fits.csv"
 FIGURES = "figures"
@@ -48,6 +57,8 @@ class TableArgs:
     schedule: str = ""
     """Only the runs of one learning-rate schedule (column schedule: cosine, wsd, ...); empty: all, with a note where
     they differ."""
+    tokenizer: str = ""
+    """Only the runs of one tokenizer (column tokenizer); a table of several is refused without it."""
     clean: bool = True
     """Leave out, by name, rows that are no finished run with the target; false refuses the table instead."""
     training: str = ""
@@ -89,6 +100,9 @@ class FitArgs(TableArgs):
     """Per mixture, print and write how well every law foretells larger runs from smaller ones (seconds a mixture)."""
     figures: bool = True
     """Draw the law in both per mixture, where matplotlib is installed."""
+    per_byte: bool = False
+    """Fit nats per byte of text against bytes of text read, so that laws of several tokenizers compare: then each is
+    fitted apart, and D counts bytes."""
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -102,7 +116,7 @@ def main(argv: Sequence[str]) -> int | None:
     if args.law in REPEAT_LAWS:
         return _fit_repeats(args)
     law = law_named(args.law)
-    runs, cleaned = read_runs(args)
+    runs, cleaned = read_runs(args, per_byte=args.per_byte)
     runs = _grouped(runs, args.by)
     fits = fit_study(
         runs,
@@ -129,6 +143,8 @@ def main(argv: Sequence[str]) -> int | None:
     write_fits_csv(fits, out / FITS_CSV)
     for line in cleaning_lines(runs, cleaned):
         print(line)
+    if args.per_byte:
+        print("D counts bytes of text, and losses are nats per byte\n")
     if most := most_passes(runs):
         print(
             f"note: sources were read up to {most[1]:.3g} times ({most[0]}), and these laws take a repeated token for "
@@ -151,6 +167,8 @@ def main(argv: Sequence[str]) -> int | None:
 
 def _fit_repeats(args: FitArgs) -> int:
     """The laws of repeated data: repetition.json, repetition.csv, and what passes are worth."""
+    if args.per_byte:
+        raise ValueError(f"per_byte=true fits laws in N and D; law={args.law} is in tokens of one tokenizer")
     runs, cleaned = read_runs(args)
     runs = _grouped(runs, args.by)
     fits = fit_repetition(
@@ -183,9 +201,14 @@ def most_passes(runs: Runs) -> tuple[str, float] | None:
     return (most, found[most]) if most is not None and found[most] > NOTED_PASSES else None
 
 
-def read_runs(args: TableArgs) -> tuple[Runs, Cleaned | None]:
-    """The table that `args` names, cleaned as it says; ValueError for what is wrong with either."""
+def read_runs(args: TableArgs, *, per_byte: bool = False) -> tuple[Runs, Cleaned | None]:
+    """The table that `args` names, cleaned as it says, in units of text (`in_bytes`) where asked for; ValueError for
+    what is wrong with either."""
     runs = _of_schedule(load_runs(args.runs, args.columns or None, strict=not args.clean), args.schedule)
+    if per_byte:
+        runs = in_bytes(of_tokenizer(runs, args.tokenizer) if args.tokenizer else runs)
+    else:
+        runs = of_tokenizer(runs, args.tokenizer)
     if not args.clean:
         return runs, None
     if not len(runs):
@@ -211,7 +234,19 @@ def _of_schedule(runs: Runs, schedule: str) -> Runs:
     if schedule not in counts:
         there = ", ".join(counts) or "none (the table has no column schedule)"
         raise ValueError(f"no run has the schedule {schedule!r}; there are: {there}")
-    return with_schedule_note(runs.select(schedule=schedule))
+    return with_table_notes(runs.select(schedule=schedule))
+
+
+def of_tokenizer(runs: Runs, name: str) -> Runs:
+    """The runs of one tokenizer; empty: the table as it is, where it has no more than one. ValueError otherwise."""
+    if not name:
+        refuse_several_tokenizers(runs, "Laws are fitted, and mixtures compared,")
+        return runs
+    counts = tokenizers(runs)
+    if name not in counts:
+        there = ", ".join(counts) or "none (the table has no column tokenizer)"
+        raise ValueError(f"no run has the tokenizer {name!r}; there are: {there}")
+    return with_table_notes(runs.take([one == name for one in tokenizer_names(runs)]))
 
 
 def cleaning_lines(runs: Runs, cleaned: Cleaned | None) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lingua_synth.files import read_json, sha256_json, what_is_there
-from lingua_synth.scaling.runs import AVERAGES, TEXT_COLUMNS, Runs, with_schedule_note
+from lingua_synth.scaling.runs import AVERAGES, TEXT_COLUMNS, Runs, with_table_notes
 
 RESULT, CONFIG, METRICS, VALIDATION = "result.json", "config.yaml", "metrics.jsonl", "metrics.validation.jsonl"
 MAX_DEPTH = 4
@@ -73,7 +73,7 @@ def read_run_folders(root: str | Path) -> Runs:
     if not rows:
         raise ValueError(f"no run in {root} can be read: {'; '.join(notes)}")
     _refuse_other_domains(rows)
-    return with_schedule_note(Runs(_columns(rows), dict.fromkeys(notes)))
+    return with_table_notes(Runs(_columns(rows), dict.fromkeys(notes)))
 
 
 def run_folders(root: str | Path) -> list[Path]:

@@ -161,7 +161,8 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
     With `strict=False` only the file and the columns are held to that: a cell of a number column that is no finite
     number becomes NaN, numbers that are not positive stay, a run_id that stands again gets `#2`, `#3`, and `clean`
     says what to do with each. What a folder holds (`read_run_folders`) has runs that are not finished, and is never
-    strict; there `columns` must be left out. A table that mixes learning-rate schedules says so in its `notes`.
+    strict; there `columns` must be left out. A table that mixes tokenizers or learning-rate schedules says so in its
+    `notes`.
     """
     path = Path(path)
     if path.is_dir():
@@ -183,17 +184,54 @@ def load_runs(path: str | Path, columns: Mapping[str, str] | None = None, *, str
     else:
         texts["run_id"] = _numbered(texts["run_id"])
     table = {name: _read_column(name, cells, texts["run_id"], where, strict) for name, cells in texts.items()}
-    return with_schedule_note(Runs(table, notes))
+    return with_table_notes(Runs(table, notes))
 
 
 _SCHEDULES = "runs of different learning-rate schedules"
 _CHANGING = "mixtures whose shares change over training"
+_TOKENIZERS = "runs of different tokenizers"
 
 
 def schedules(runs: Runs) -> dict[str, int]:
     """Runs by learning-rate schedule, the most frequent first; of a table that does not say, none."""
     found = [name for name in runs.columns["schedule"].tolist() if name] if "schedule" in runs.columns else []
     return dict(Counter(found).most_common())
+
+
+def tokenizer_names(runs: Runs) -> list[str]:
+    """The tokenizer of every run, one name a vocabulary; empty where the table does not say.
+
+    A vocabulary (`tokenizer_sha256`) that stands under two names has the first of them; a name that stands for two
+    vocabularies is told apart by the first digits of their hashes, sp-4096-82e9d319.
+    """
+    if "tokenizer" not in runs.columns:
+        return [""] * len(runs)
+    names = runs.columns["tokenizer"].tolist()
+    shas = runs.columns["tokenizer_sha256"].tolist() if "tokenizer_sha256" in runs.columns else [""] * len(names)
+    name_of: dict[str, str] = {}
+    for name, sha in zip(names, shas, strict=True):
+        if sha:
+            name_of.setdefault(sha, name)
+    shared = {name for name, count in Counter(name_of.values()).items() if count > 1}
+    name_of = {sha: f"{name}-{sha[:8]}" if name in shared else name for sha, name in name_of.items()}
+    return [name_of.get(sha, name) for name, sha in zip(names, shas, strict=True)]
+
+
+def tokenizers(runs: Runs) -> dict[str, int]:
+    """Runs by tokenizer, in order of first appearance; of a table that does not say, none."""
+    return dict(Counter(filter(None, tokenizer_names(runs))))
+
+
+def refuse_several_tokenizers(runs: Runs, what: str) -> None:
+    """ValueError if the table has runs of several tokenizers; `what` is done within one, as the message says."""
+    found = tokenizers(runs)
+    if len(found) > 1:
+        shown = ", ".join(f"{name}: {count:,}" for name, count in found.items())
+        raise ValueError(
+            f"the table has runs of {len(found)} tokenizers ({shown}), whose tokens, and losses per token, do not "
+            f"compare. {what} within one: tokenizer={next(iter(found))}, or select(tokenizer=...); across them "
+            "`lingua-synth study compare-tokenizers` compares bits per byte"
+        )
 
 
 def _changing_mixtures(runs: Runs) -> list[str]:
@@ -203,9 +241,15 @@ def _changing_mixtures(runs: Runs) -> list[str]:
     return list(dict.fromkeys(mixture for mixture, schedule in pairs if schedule not in ("", "constant")))
 
 
-def with_schedule_note(runs: Runs) -> Runs:
-    """The table with a note where it mixes learning-rate schedules, and without one where it does not."""
-    notes = [note for note in runs.notes if not note.startswith((_SCHEDULES, _CHANGING))]
+def with_table_notes(runs: Runs) -> Runs:
+    """The table with a note where it mixes tokenizers or learning-rate schedules, and without one where not."""
+    notes = [note for note in runs.notes if not note.startswith((_SCHEDULES, _CHANGING, _TOKENIZERS))]
+    if len(by_tokenizer := tokenizers(runs)) > 1:
+        shown = ", ".join(f"{name}: {count:,}" for name, count in by_tokenizer.items())
+        notes.append(
+            f"{_TOKENIZERS} ({shown}): their tokens and losses per token do not compare; "
+            f"tokenizer={next(iter(by_tokenizer))} takes those runs alone, and `study compare-tokenizers` compares all"
+        )
     counts = schedules(runs)
     if len(counts) > 1:
         shown = ", ".join(f"{name}: {count:,}" for name, count in counts.items())

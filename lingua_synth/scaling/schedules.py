@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from lingua_synth.scaling.paired_means import paired_mean
 from lingua_synth.scaling.records import record
-from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.runs import Runs, refuse_several_tokenizers
 
 CONSTANT = "constant"
 SHARE_TOLERANCE = 0.005
@@ -115,6 +116,7 @@ def compare_schedules(
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a share between 0 and 1, such as 0.95; got {level}")
+    refuse_several_tokenizers(runs, "Schedules are compared")
     if "mixture_schedule" not in runs.columns:
         raise ValueError(
             "the runs table has no column mixture_schedule, so it does not say which mixtures changed; collect the "
@@ -200,18 +202,14 @@ def _compared(
         raise ValueError(
             f"mixtures {name!r} and {base!r} have no two runs of the same size, tokens and seed; a pair takes them"
         )
-    cells, squares, freedom = [], 0.0, 0
+    cells, groups = [], []
     for (size, tokens, _), keys in pairs.items():
-        differences = np.array([ours[key] - theirs[key] for key in keys])
-        mean, own = float(differences.mean()), len(keys) - 1
-        square = float(((differences - mean) ** 2).sum())
-        squares, freedom = squares + square, freedom + own
-        interval = _t_interval(mean, math.sqrt(square / own / len(keys)), own, level) if own else None
+        groups.append([ours[key] - theirs[key] for key in keys])
+        found = paired_mean(groups[-1:], level)
         static_loss = float(np.mean([theirs[key] for key in keys]))
-        cells.append(ScheduleCell(size, tokens, tuple(key[2] for key in keys), static_loss, mean, interval))
-    overall = float(np.mean([cell.difference for cell in cells]))
-    weight = sum(1 / len(cell.seeds) for cell in cells) / len(cells) ** 2
-    interval = _t_interval(overall, math.sqrt(squares / freedom * weight), freedom, level) if freedom else None
+        seeds = tuple(key[2] for key in keys)
+        cells.append(ScheduleCell(size, tokens, seeds, static_loss, found.value, found.interval))
+    overall = paired_mean(groups, level)
     return ScheduleComparison(
         mixture=name,
         schedule=schedule,
@@ -220,14 +218,7 @@ def _compared(
         level=level,
         share_gap=gap,
         cells=tuple(cells),
-        difference=overall,
-        interval=interval,
+        difference=overall.value,
+        interval=overall.interval,
         num_unpaired=len(set(ours) - set(theirs)),
     )
-
-
-def _t_interval(mean: float, error: float, freedom: int, level: float) -> tuple[float, float]:
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, freedom)) * error
-    return mean - half, mean + half

@@ -21,7 +21,7 @@ from lingua_synth.scaling.laws import DataLaw, JointLaw, Law, ModelLaw
 from lingua_synth.scaling.pooled import MixtureFits, fit_mixtures
 from lingua_synth.scaling.ranking import Ranking
 from lingua_synth.scaling.records import record
-from lingua_synth.scaling.runs import Runs
+from lingua_synth.scaling.runs import Runs, refuse_several_tokenizers
 from lingua_synth.scaling.uncertainty import Bootstrap, PairedBootstrap, bootstrap
 
 LEVEL = 0.95
@@ -225,9 +225,10 @@ def fit_study(
     is left out. Two or more mixtures with identifiable joint laws are also fitted together and ranked, as
     `fit_mixtures` does with this `share`
     ("none": each by itself, ranked all the same; "": not at all, nor with 0 resamples).
-    ValueError for an empty table, a missing column, a run without the target (by name), fewer than 0 or exactly 1
-    resamples, a law that is not in N and D, a method that is none or that takes no unit.
+    ValueError for an empty table, one of several tokenizers, a missing column, a run without the target (by name),
+    fewer than 0 or exactly 1 resamples, a law that is not in N and D, a method that is none or that takes no unit.
     """
+    refuse_several_tokenizers(runs, "Laws are fitted")
     law_of_both = joint_law if joint_law is not None else JointLaw()
     if set(law_of_both.variables) != {"N", "D"}:
         raise ValueError(f"joint_law must be a law in N and D; {law_of_both.name} is in {law_of_both.variables}")

@@ -1,8 +1,8 @@
 """What a study's YAML may say, and how it is read.
 
-A study is one grid, or several with names: sizes x budgets x mixtures x seeds. Mixtures are written out one by one, as
-ratios or in stages that change them over training, or made from ratios (a share of each synthetic source beside one
-natural source), for each generator if there are several.
+A study is one grid, or several with names: sizes x budgets x mixtures x seeds, x tokenizers where it has several.
+Mixtures are written out one by one, as ratios or in stages that change them over training, or made from ratios (a share
+of each synthetic source beside one natural source), for each generator if there are several.
 Rules by name take cells out of the grids, or change the training of some of them.
 
     extends (presets, YAML files) -> the study's own YAML -> the command line
@@ -48,6 +48,29 @@ class StudySourceArgs(SourceArgs):
 
 
 @dataclass
+class StudyTokenizerArgs:
+    """One vocabulary of a study of several: the same documents in shards of their own. In the paths of sources and
+    domains `{tokenizer}` stands for its name."""
+
+    name: str = ""
+    """bytes, sp or tiktoken; empty: as its shards say."""
+    path: str | None = None
+    """File of the vocabulary; none for bytes. An sp that is not there is learned by `study tokenize`."""
+    vocab_size: int | None = None
+    """Entries: to plan with before there are shards, and of an sp that is learned."""
+    learn_from: str = ""
+    """Source whose documents an sp of `vocab_size` pieces is learned from; empty: the first source with documents."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Source to the folder of its shards, where its path has no {tokenizer}."""
+    domains: dict[str, str] = field(default_factory=dict)
+    """Domain to the folder of its shards, where its path has no {tokenizer}."""
+    bytes_per_token: dict[str, float] = field(default_factory=dict)
+    """UTF-8 bytes of text per token by source, to plan with before there are shards, which count it exactly."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Keys of the training config for its runs (data.seq_len, synth.global_batch_tokens), over the study's."""
+
+
+@dataclass
 class GridArgs:
     """Every size with every budget, mixture and seed. An axis that is left empty is the study's own."""
 
@@ -57,6 +80,8 @@ class GridArgs:
     """Training budgets D: 50B (rounded to whole steps), or an integer, which must be a whole number of steps."""
     mixtures: list[str] = field(default_factory=list)
     """Names of the study's mixtures, * for any; empty: all of them, or none where `ratios` makes some."""
+    tokenizers: list[str] = field(default_factory=list)
+    """Names of the study's tokenizers; empty: all of them."""
     seeds: list[int] = field(default_factory=list)
     """Seeds of initialization and data order."""
     parts: list[Any] = field(default_factory=list)
@@ -90,6 +115,8 @@ class RuleArgs:
     """Sizes by name."""
     mixture: list[str] = field(default_factory=list)
     """Mixtures by name."""
+    tokenizer: list[str] = field(default_factory=list)
+    """Tokenizers by name."""
     budget: list[Any] = field(default_factory=list)
     """Budgets, 50B, or bounds: ">20B", "<=5B"."""
     seed: list[int] = field(default_factory=list)
@@ -154,6 +181,17 @@ class StudyArgs:
     unique tokens and more passes (`max_epochs` must allow them). Empty: the sources' own `part`."""
     part_of: list[str] = field(default_factory=list)
     """Sources that `parts` cut; empty: all of a mixture's."""
+    tokenizers: dict[str, StudyTokenizerArgs] = field(default_factory=dict)
+    """Vocabularies by name, an axis of the study: every cell is trained under each. Budgets and ratios are written in
+    tokens of the first, the reference. None: the one of the shards."""
+    match: str = "bytes"
+    """What a cell has equal under every tokenizer: bytes (of text read), tokens, or flops (of training); met to the
+    nearest optimizer step."""
+    match_shares: str = "bytes"
+    """What a mixture has equal under every tokenizer: the shares of the text that its ratios are under the first
+    (bytes), or its ratios themselves (tokens), whose shares of the text then differ."""
+    domain_documents: dict[str, str] = field(default_factory=dict)
+    """Documents of the evaluation's domains by name, for `study tokenize`."""
     grids: dict[str, GridArgs] = field(default_factory=dict)
     """Several grids by name; a cell that two of them hold is trained once. None: the study's axes are the one grid."""
     exclude: dict[str, RuleArgs] = field(default_factory=dict)

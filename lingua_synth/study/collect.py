@@ -200,7 +200,11 @@ def _check_plan(row: Mapping[str, Any], planned: QueuedRun) -> None:
     asked = {"run_id": planned.run_id, "tokens": planned.tokens, "seed": planned.config["seed"]}
     asked |= {"mixture": planned.mixture} if planned.mixture else {}
     asked |= {"size": planned.size} if planned.size else {}
-    different = [f"{key} is {row[key]!r}, planned {value!r}" for key, value in asked.items() if row[key] != value]
+    tokenizer = planned.config["synth"].get("tokenizer")
+    asked |= {"tokenizer": tokenizer} if tokenizer else {}
+    different = [
+        f"{key} is {row.get(key)!r}, planned {value!r}" for key, value in asked.items() if row.get(key) != value
+    ]
     if different:
         raise ValueError(f"its row is of another run: {'; '.join(different)}")
 

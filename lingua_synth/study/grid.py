@@ -1,6 +1,6 @@
-"""From the axes of a study to its cells: which size, budget, mixture and seed each run has.
+"""From the axes of a study to its cells: which size, budget, mixture, tokenizer and seed each run has.
 
-    grids (sizes x budgets x mixtures x seeds) - exclude -> cells, each with the training keys of its overrides
+    grids (sizes x budgets x mixtures x tokenizers x seeds) - exclude -> cells, each with its overrides' training keys
 
 Cells keep the order of the YAML. A rule that no cell answers to is refused: it was meant for one.
 """
@@ -58,6 +58,8 @@ class Cell:
     """Share of the windows of `part_of` that it reads; 1: they are as the study's `sources` say."""
     part_of: tuple[str, ...] = ()
     """Sources of its mixture that `part` cuts."""
+    tokenizer: str = ""
+    """Empty in a study that declares none."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -68,7 +70,12 @@ class Cell:
     def run_id(self) -> str:
         """Name of the run, unique within its study."""
         part = f"-p{_fraction(self.part)}" if self.part != 1 else ""
-        return run_id(self.mixture, self.size, self.budget.label, self.seed) + part + self.suffix
+        return (
+            run_id(self.mixture, self.size, self.budget.label, self.seed)
+            + part
+            + (f"-{self.tokenizer}" if self.tokenizer else "")
+            + self.suffix
+        )
 
 
 def run_id(mixture: str, size: str, budget: str | int, seed: int) -> str:
@@ -145,6 +152,10 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
         if not values:
             raise ValueError(f"the study's {axis} are empty{f' in {where[:-1]}' if where else ''}: name at least one")
     suffix = grid.suffix or LADDER_SUFFIX * grid.ladder
+    tokenizers = grid.tokenizers or list(study.tokenizers) or [""]
+    if unknown := [tokenizer for tokenizer in grid.tokenizers if tokenizer not in study.tokenizers]:
+        known = ", ".join(study.tokenizers) or "none"
+        raise ValueError(f"{where}tokenizers names {unknown[0]!r}; the study has: {known}")
     for mixture, asked in mixtures.items():
         if asked.ratios and asked.stages:
             raise ValueError(f"mixture {mixture!r} has ratios and stages, which give the ratios: leave one of them out")
@@ -155,7 +166,7 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
                     f"there are: {', '.join(study.sources)}"
                 )
         cut, parts = _parts(study, grid, where, _sources(asked.ratios, asked.stages))
-        for size, budget, part, seed in itertools.product(sizes, budgets, parts, seeds):
+        for size, budget, part, seed, tokenizer in itertools.product(sizes, budgets, parts, seeds, tokenizers):
             cell = Cell(
                 name,
                 size,
@@ -170,8 +181,9 @@ def _grid_cells(study: StudyArgs, name: str, grid: GridArgs) -> Iterator[Cell]:
                 (),
                 part,
                 cut,
+                tokenizer,
             )
-            held = tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
+            held = overrides_of(study, cell)
             yield replace(cell, overrides=held) if held else cell
 
 
@@ -204,8 +216,18 @@ def _sources(ratios: Mapping[str, str], stages: Mapping[str, StageArgs]) -> tupl
     return tuple(dict.fromkeys((*ratios, *staged)))
 
 
+def overrides_of(study: StudyArgs, cell: Cell) -> tuple[str, ...]:
+    """Names of the overrides that hold for a cell, in order."""
+    return tuple(rule for rule, args in study.overrides.items() if _holds(args, cell))
+
+
 def _holds(rule: RuleArgs, cell: Cell) -> bool:
-    named = ((rule.grid, cell.grid), (rule.size, cell.size), (rule.mixture, cell.mixture))
+    named = (
+        (rule.grid, cell.grid),
+        (rule.size, cell.size),
+        (rule.mixture, cell.mixture),
+        (rule.tokenizer, cell.tokenizer),
+    )
     return (
         all(not patterns or any(fnmatchcase(value, str(p)) for p in patterns) for patterns, value in named)
         and (not rule.part or cell.part in [parse_ratio(part) for part in rule.part])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ PLAN_CSV, PLAN_JSON = "plan.csv", "plan.json"
 UNKNOWN_TIME = "hours not known (set calibrate, or measure: `lingua-synth study calibrate`)"
 MOST_LISTED = 40
 """Runs that are listed one by one on the screen."""
+MOST_UNEQUAL = 1.1
+"""Steps or sequences of two tokenizers hold as much text, up to this factor; beyond it a note says how much."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,38 @@ class SourceLine:
     num_runs: int
     shard_bytes: int
     """Of as many tokens as there are, or are needed where that is not known."""
+    tokenizer: str = ""
+    """Under which of the study's tokenizers; empty where it declares none."""
+    bytes_per_token: float | None = None
+    """UTF-8 bytes of text."""
+
+
+@dataclass(frozen=True)
+class TokenizerLine:
+    """One tokenizer of the study."""
+
+    name: str
+    num_runs: int
+    vocab_size: int
+    bytes_per_step: float | None
+    """Text of an optimizer step, the mean over its runs; None where bytes per token are not known."""
+    context_bytes: float | None
+    """Text of a training sequence, which is also the context of the evaluation."""
+    largest_deviation: float
+    """Of what the study matches, from the first tokenizer's cells, relative, over its runs."""
+
+
+@dataclass(frozen=True)
+class ShareLine:
+    """What one mixture reads of one source under one tokenizer, over all its runs."""
+
+    mixture: str
+    tokenizer: str
+    source: str
+    of_tokens: float
+    """Share of the training tokens."""
+    of_bytes: float | None
+    """Share of the text; None where bytes per token are not known."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +150,12 @@ class StudyPlan:
     warnings: tuple[str, ...]
     R_D: float = PUBLISHED_R_D
     """Assumed decay of repeated tokens, behind `effective_tokens`."""
+    tokenizers: tuple[TokenizerLine, ...] = ()
+    """Of a study that declares some, in its order."""
+    shares: tuple[ShareLine, ...] = ()
+    """Of its mixtures of several sources."""
+    match: str = ""
+    """What a cell has equal under every tokenizer; empty where the study declares none."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -161,6 +201,9 @@ class StudyPlan:
             "sources": [vars(line) for line in self.sources],
             "ladder": vars(self.ladder) | {"share": self.ladder.share} if self.ladder else None,
             "conditioning": [entry.to_dict() for entry in self.conditioning],
+            "match": self.match or None,
+            "tokenizers": [vars(line) for line in self.tokenizers],
+            "shares": [vars(line) for line in self.shares],
             "warnings": list(self.warnings),
             "R_D": self.R_D,
             "runs": [run_row(run, self.R_D) for run in self.runs],
@@ -178,6 +221,8 @@ class StudyPlan:
         if len(self.runs) <= MOST_LISTED:
             parts.append(self._run_table())
         parts += [self._grid_table(), self._size_table(), self._source_table()]
+        if self.tokenizers:
+            parts += [self._tokenizer_table(), *([self._share_table()] if self.shares else [])]
         parts.append(f"disk: checkpoints {_bytes(self.checkpoint_bytes)} at most, shards {_bytes(self.shard_bytes)}")
         if self.ladder is not None:
             one = self.ladder
@@ -204,6 +249,10 @@ class StudyPlan:
             for row, run in zip(rows, self.runs, strict=True):
                 worth = run.effective_tokens(self.R_D)
                 row += [_or("{:.3g}", run.passes), _or("{:,.0f}", worth)]
+        if self.tokenizers:
+            head += ["bytes of text", f"off in {self.match}"]
+            for row, run in zip(rows, self.runs, strict=True):
+                row += [_or("{:,}", run.training_bytes), f"{100 * (run.deviation or 0):+.3f} %"]
         return table(head, rows)
 
     def _repeating(self) -> list[PlannedRun]:
@@ -254,18 +303,48 @@ class StudyPlan:
         return table(head, rows)
 
     def _source_table(self) -> str:
-        head = ("source", "holds", "", "most by a run", "epochs", "runs", "run")
+        head = ("source", "holds", "", "bytes a token", "most by a run", "epochs", "runs", "run")
         rows = [
             (
-                line.name,
+                f"{line.name} ({line.tokenizer})" if line.tokenizer else line.name,
                 "?" if line.available is None else in_words(line.available),
                 line.origin,
+                _or("{:.3f}", line.bytes_per_token),
                 in_words(line.most_tokens),
                 _or("{:.3f}", line.epochs),
                 f"{line.num_runs:,}",
                 line.most_by,
             )
             for line in self.sources
+        ]
+        return table(head, rows)
+
+    def _tokenizer_table(self) -> str:
+        head = ("tokenizer", "runs", "entries", "text a step", "text a sequence", f"most off in {self.match}")
+        rows = [
+            (
+                line.name,
+                f"{line.num_runs:,}",
+                f"{line.vocab_size:,}",
+                _or("{:,.0f} bytes", line.bytes_per_step),
+                _or("{:,.0f} bytes", line.context_bytes),
+                f"{100 * line.largest_deviation:+.3f} %",
+            )
+            for line in self.tokenizers
+        ]
+        return f"equal under every tokenizer: {self.match}\n" + table(head, rows)
+
+    def _share_table(self) -> str:
+        head = ("mixture", "tokenizer", "source", "of the tokens", "of the text")
+        rows = [
+            (
+                line.mixture,
+                line.tokenizer,
+                line.source,
+                f"{100 * line.of_tokens:.2f} %",
+                _or("{:.2f} %", None if line.of_bytes is None else 100 * line.of_bytes),
+            )
+            for line in self.shares
         ]
         return table(head, rows)
 
@@ -318,7 +397,9 @@ def run_row(run: PlannedRun, R_D: float = PUBLISHED_R_D) -> dict[str, Any]:
         "mixture": run.args.synth.mixture,
         "size": run.args.synth.preset,
         "n_non_embedding": count_parameters(run.resolved.model).non_embedding,
+        **({"tokenizer": run.tokenizer, "match_deviation": run.deviation} if run.tokenizer else {}),
         "tokens": run.tokens,
+        "training_bytes": run.training_bytes,
         "steps": run.steps,
         "seed": run.args.seed,
         "schedule": schedule_name(run.resolved),
@@ -335,6 +416,7 @@ def run_row(run: PlannedRun, R_D: float = PUBLISHED_R_D) -> dict[str, Any]:
     for need in run.needs:
         row[f"tokens_{need.name}"] = need.tokens
         row[f"unique_tokens_{need.name}"] = need.unique
+        row[f"training_bytes_{need.name}"] = need.bytes
         row[f"epochs_{need.name}"] = need.epochs
     row["effective_tokens"] = run.effective_tokens(R_D)
     return row
@@ -353,14 +435,69 @@ def overview(study: StudyArgs, *, draft: bool = False) -> StudyPlan:
         sizes=sizes,
         sources=_sources(runs, planner, study),
         ladder=_ladder(runs),
-        conditioning=tuple(plan_conditioning(runs, study.design, throughput)),
+        conditioning=_conditioning(runs, planner, throughput),
         checkpoint_bytes=sum(run.disk_bytes for run in runs),
         calibrate=planner.calibrate,
         gpu=study.gpu,
         gpu_hour_price=study.gpu_hour_price,
         warnings=tuple(_warnings(runs, sizes, planner, study)),
         R_D=study.design.R_D,
+        tokenizers=_tokenizers(runs, planner),
+        shares=_shares(runs),
+        match=study.match if study.tokenizers else "",
     )
+
+
+def _conditioning(
+    runs: Sequence[PlannedRun], planner: StudyPlanner, throughput: Throughput | None
+) -> tuple[Conditioning, ...]:
+    """Of each tokenizer's runs by themselves: a law in tokens is of one tokenizer."""
+    found: list[Conditioning] = []
+    for tokenizer in planner.vocabularies:
+        mine = [run for run in runs if run.tokenizer == tokenizer]
+        for entry in plan_conditioning(mine, planner.study.design, throughput) if mine else []:
+            named = tuple(f"{mixture} ({tokenizer})" if tokenizer else mixture for mixture in entry.mixtures)
+            found.append(replace(entry, mixtures=named))
+    return tuple(found)
+
+
+def _tokenizers(runs: Sequence[PlannedRun], planner: StudyPlanner) -> tuple[TokenizerLine, ...]:
+    lines = []
+    for name in planner.study.tokenizers:
+        mine = [run for run in runs if run.tokenizer == name]
+        if not mine:
+            continue
+        read = [(run, run.training_bytes) for run in mine]
+        is_known = all(count is not None for _, count in read)
+        per_step = [(count or 0) / run.steps for run, count in read]
+        per_sequence = [(count or 0) / run.tokens * run.args.data.seq_len for run, count in read]
+        lines.append(
+            TokenizerLine(
+                name=name,
+                num_runs=len(mine),
+                vocab_size=planner.vocab_size(str(mine[0].args.synth.preset), name),
+                bytes_per_step=math.fsum(per_step) / len(mine) if is_known else None,
+                context_bytes=math.fsum(per_sequence) / len(mine) if is_known else None,
+                largest_deviation=max((run.deviation or 0.0 for run in mine), key=abs),
+            )
+        )
+    return tuple(lines)
+
+
+def _shares(runs: Sequence[PlannedRun]) -> tuple[ShareLine, ...]:
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in runs:
+        if run.tokenizer and len(run.needs) > 1:
+            groups.setdefault((run.args.synth.mixture, run.tokenizer), []).append(run)
+    lines = []
+    for (mixture, tokenizer), mine in groups.items():
+        tokens, num_bytes = sum(run.tokens for run in mine), [run.training_bytes for run in mine]
+        whole = sum(count or 0 for count in num_bytes)
+        for source in dict.fromkeys(need.name for run in mine for need in run.needs):
+            needs = [need for run in mine for need in run.needs if need.name == source]
+            text = sum(need.bytes or 0 for need in needs) / whole if None not in num_bytes else None
+            lines.append(ShareLine(mixture, tokenizer, source, sum(need.tokens for need in needs) / tokens, text))
+    return tuple(lines)
 
 
 def _grids(runs: Sequence[PlannedRun], names: Sequence[str]) -> tuple[GridLine, ...]:
@@ -381,9 +518,11 @@ def _grids(runs: Sequence[PlannedRun], names: Sequence[str]) -> tuple[GridLine, 
 def _sizes(runs: Sequence[PlannedRun], throughput: Throughput | None, gpu: str) -> tuple[SizeLine, ...]:
     lines = []
     peak = peak_flops(gpu) if gpu else None
-    keys = dict.fromkeys((str(run.args.synth.preset), run.num_gpus) for run in runs)
-    for size, num_gpus in sorted(keys, key=lambda key: _count(runs, key[0])):
-        mine = [run for run in runs if run.args.synth.preset == size and run.num_gpus == num_gpus]
+    keys = dict.fromkeys((str(run.args.synth.preset), run.num_gpus, run.tokenizer) for run in runs)
+    for size, num_gpus, tokenizer in sorted(keys, key=lambda key: _count(runs, key[0])):
+        mine = [
+            run for run in runs if (run.args.synth.preset, run.num_gpus, run.tokenizer) == (size, num_gpus, tokenizer)
+        ]
         # The run whose micro-batch is the largest stands for its size.
         widest = max(mine, key=lambda run: run.memory.estimate.total if run.memory else 0)
         assert widest.resolved is not None, "planned runs are resolved"
@@ -391,7 +530,7 @@ def _sizes(runs: Sequence[PlannedRun], throughput: Throughput | None, gpu: str) 
         speed = throughput.tokens_per_s(per_token) if throughput else None
         lines.append(
             SizeLine(
-                size=size,
+                size=f"{size} ({tokenizer})" if tokenizer else size,
                 n_non_embedding=count_parameters(widest.resolved.model).non_embedding,
                 num_runs=len(mine),
                 num_gpus=num_gpus,
@@ -416,25 +555,29 @@ def _count(runs: Sequence[PlannedRun], size: str) -> int:
 
 def _sources(runs: Sequence[PlannedRun], planner: StudyPlanner, study: StudyArgs) -> tuple[SourceLine, ...]:
     lines = []
-    size = token_bytes(planner.vocab_size(str(runs[0].args.synth.preset)))
-    for name in study.sources:
-        needs = [(need, run.run_id) for run in runs for need in run.needs if need.name == name]
-        if not needs:
-            continue
-        most, by = max(needs, key=lambda pair: pair[0].tokens)
-        available = planner.available[name]
-        lines.append(
-            SourceLine(
-                name=name,
-                available=available,
-                origin=planner.origin(name),
-                most_tokens=most.tokens,
-                most_by=by,
-                epochs=most.epochs,
-                num_runs=len(needs),
-                shard_bytes=size * (most.tokens if available is None else available),
+    for tokenizer, vocabulary in planner.vocabularies.items():
+        mine = [run for run in runs if run.tokenizer == tokenizer]
+        for name in study.sources:
+            needs = [(need, run.run_id) for run in mine for need in run.needs if need.name == name]
+            if not needs:
+                continue
+            size = token_bytes(planner.vocab_size(str(mine[0].args.synth.preset), tokenizer))
+            most, by = max(needs, key=lambda pair: pair[0].tokens)
+            available, rate = vocabulary.available[name], vocabulary.rates[name]
+            lines.append(
+                SourceLine(
+                    name=name,
+                    available=available,
+                    origin=vocabulary.origin(name),
+                    most_tokens=most.tokens,
+                    most_by=by,
+                    epochs=most.epochs,
+                    num_runs=len(needs),
+                    shard_bytes=size * (most.tokens if available is None else available),
+                    tokenizer=tokenizer,
+                    bytes_per_token=None if rate is None else float(rate),
+                )
             )
-        )
     return tuple(lines)
 
 
@@ -468,16 +611,40 @@ def _warnings(
                 f"{line.size} needs {(line.memory_bytes or 0) / GIB:.0f} GiB on each {study.gpu} with "
                 f"{line.batch_size} sequences, which does not fit; {advice} (overrides.<name>.size=[{line.size}])"
             )
-    unknown = [name for name in planner.used(runs) if planner.available[name] is None]
+    vocabularies = list(planner.vocabularies.values())
+    unknown = [name for name in planner.used(runs) if any(one.available[name] is None for one in vocabularies)]
     if unknown:
         found.append(
             f"how many tokens {', '.join(unknown)} hold{'s' * (len(unknown) == 1)} is not known: whether these runs "
             "are possible is not judged. Tokenize them, or declare sources.<name>.tokens"
         )
+    if len(tokenizers := _tokenizers(runs, planner)) > 1:
+        found += _tokenizer_warnings(tokenizers)
     schedules = dict.fromkeys(schedule_name(run.resolved) for run in runs if run.resolved)
     if len(schedules) > 1:
         found.append(
             f"runs of different schedules ({', '.join(schedules)}): their losses differ by more than their budgets; "
             f"fit them apart (`lingua-synth fit schedule={next(iter(schedules))}`)"
         )
+    return found
+
+
+def _tokenizer_warnings(lines: Sequence[TokenizerLine]) -> list[str]:
+    """What differs between the tokenizers beside the vocabulary."""
+    found = []
+    for what, key, counts in (
+        ("optimizer step", "synth.global_batch_tokens", [line.bytes_per_step for line in lines]),
+        (
+            "sequence, and so the context of training and evaluation,",
+            "data.seq_len",
+            [li.context_bytes for li in lines],
+        ),
+    ):
+        known = [count for count in counts if count]
+        if len(known) == len(lines) and max(known) > MOST_UNEQUAL * min(known):
+            shown = ", ".join(f"{line.name}: {count:,.0f}" for line, count in zip(lines, known, strict=True))
+            found.append(
+                f"one {what} holds other amounts of text by tokenizer (bytes: {shown}), which is part of what is "
+                f"compared; tokenizers.NAME.train.{key} evens it out"
+            )
     return found

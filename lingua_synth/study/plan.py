@@ -12,25 +12,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from lingua_synth.config import build_args, to_dict
-from lingua_synth.files import read_json
 from lingua_synth.mixture import plan_report
 from lingua_synth.mixture.args import FeedbackArgs, SourceArgs, build_feedback, build_mixture, build_part
 from lingua_synth.mixture.plan import MixturePlan, SourcePlan
-from lingua_synth.mixture.pool import parse_tokens
 from lingua_synth.mixture.ratios import parse_ratio
 from lingua_synth.model.counts import flops_per_token
 from lingua_synth.model.presets import preset
 from lingua_synth.scaling.repetition import effective_tokens
 from lingua_synth.study.args import GridArgs, StudyArgs
-from lingua_synth.study.grid import Budget, Cell, plan_cells
+from lingua_synth.study.grid import Budget, Cell, overrides_of, plan_cells
 from lingua_synth.study.ladder import branch_off, lay_ladder
+from lingua_synth.study.matching import MATCHES, SHARES, in_decimals, match_budget, share_of_tokens
 from lingua_synth.study.pricing import (
     MemoryFit,
     Throughput,
@@ -42,7 +41,13 @@ from lingua_synth.study.pricing import (
     parse_calibration,
     read_calibration,
 )
-from lingua_synth.tokens.shards import MANIFEST
+from lingua_synth.study.vocabularies import (
+    Vocabulary,
+    domain_paths,
+    read_vocabularies,
+    refuse_shared_settings,
+    refuse_tokenizer_names,
+)
 from lingua_synth.train.args import TrainArgs, resolve_args, tokens_per_step
 from lingua_synth.train.folder import RESULT
 from lingua_synth.train.free_keys import without_free_keys
@@ -61,6 +66,8 @@ class SourceNeed:
     """Exact share of the run's tokens; where shares change over training, their mean."""
     unique: int | None = None
     """Of the tokens, those that are different ones, as the runs table will have them; None where it is not known."""
+    bytes: int | None = None
+    """UTF-8 bytes of text behind these tokens; None where the source's bytes per token are not known."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,11 @@ class PlannedRun:
     """`args` with presets, budget and warm-up written out."""
     memory: MemoryFit | None = field(default=None, repr=False)
     """Its memory on the study's GPU; None where no GPU is named, or the loss is one whose memory is not known."""
+    tokenizer: str = ""
+    """Its tokenizer in the study; empty where the study declares none."""
+    deviation: float | None = None
+    """How far what the study matches (bytes of text, tokens, FLOPs) is from that of its cell under the first tokenizer,
+    relative; None where the study declares none."""
 
     @property
     def run_id(self) -> str:
@@ -127,6 +139,12 @@ class PlannedRun:
         return self.resolved.steps if self.resolved else 0
 
     @property
+    def training_bytes(self) -> int | None:
+        """UTF-8 bytes of text behind its training tokens; None where they are not known."""
+        counts = [need.bytes for need in self.needs]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
     def disk_bytes(self) -> int:
         """Most that its checkpoints take at once."""
         return num_checkpoints(self.resolved) * checkpoint_bytes(self.resolved.model) if self.resolved else 0
@@ -159,13 +177,20 @@ class StudyPlanner:
         for name, source in study.sources.items():
             if source.ratio != SourceArgs.ratio:
                 raise ValueError(f"sources.{name}.ratio {source.ratio}: shares are given by mixtures; leave it out")
+        if study.match not in MATCHES or study.match_shares not in SHARES:
+            raise ValueError(
+                f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, and match_shares {' or '.join(SHARES)}; got "
+                f"{study.match!r} and {study.match_shares!r}"
+            )
+        refuse_tokenizer_names(study)
         self.cells = plan_cells(study)
         if not study.out and not draft:
             raise ValueError("out is not set: give the folder for the study, e.g. out=runs/study")
         self.study = study
-        self._manifests = {name: _manifest(name, source, draft) for name, source in study.sources.items()}
-        self.available = {name: self._num_tokens(name) for name in study.sources}
-        self._bases: dict[tuple[str, tuple[str, ...]], tuple[TrainArgs, int]] = {}
+        self.vocabularies = read_vocabularies(study, draft)
+        self.reference = next(iter(self.vocabularies))
+        self._bases: dict[tuple[str, tuple[str, ...], str], tuple[TrainArgs, int]] = {}
+        self._deviations: dict[str, float] = {}
         self.calibrate = study.calibrate or read_calibration(study.out)
         self._speeds = parse_calibration(self.calibrate) if self.calibrate else {}
         self._infeasible: dict[str, tuple[float, str]] = {}
@@ -194,11 +219,8 @@ class StudyPlanner:
         names = {need.name for run in runs for need in run.needs}
         return [name for name in self.study.sources if name in names]
 
-    def origin(self, name: str) -> str:
-        """How the length of a source is known: from its shards, declared, or unknown."""
-        if self._manifests[name] is not None:
-            return "shards"
-        return "unknown" if self.available[name] is None else "declared"
+    def _vocabulary_of(self, args: TrainArgs) -> Vocabulary:
+        return self.vocabularies[args.synth.tokenizer if self.study.tokenizers else ""]
 
     def _runs(self, cells: list[Cell]) -> list[PlannedRun]:
         """The runs of all cells; those of one grid and mixture cheapest first."""
@@ -211,7 +233,7 @@ class StudyPlanner:
             rungs: dict[tuple[Any, ...], list[Cell]] = {}
             for cell in members:
                 if cell.is_ladder:
-                    rungs.setdefault((cell.size, cell.seed, cell.part), []).append(cell)
+                    rungs.setdefault((cell.size, cell.seed, cell.part, cell.tokenizer), []).append(cell)
             laddered = [run for ladder in rungs.values() for run in self._plan_ladder(ladder)]
             found += sorted([*straight, *laddered], key=lambda run: run.flops)
         return found
@@ -244,16 +266,27 @@ class StudyPlanner:
 
     def _cell_args(self, cell: Cell) -> TrainArgs:
         base, num_gpus = self._base(cell)
-        tokens = _whole_steps(cell.budget, _step_tokens(base, max(1, num_gpus)))
-        sources = {}
-        for source in cell.sources:
-            shared, ratio = self.study.sources[source], str(cell.ratios.get(source, SourceArgs.ratio))
-            part = str(cell.part) if source in cell.part_of else shared.part
-            sources[source] = SourceArgs(shared.path, ratio, shared.max_epochs, part, shared.documents)
         if cell.stages and base.synth.stages:
             raise ValueError(
                 f"mixture {cell.mixture!r} has stages, and so has the training config (train.synth.stages); keep one"
             )
+        if cell.tokenizer != self.reference:
+            return self._matched(cell, base)
+        tokens = _whole_steps(cell.budget, _step_tokens(base, max(1, num_gpus)))
+        args = self._with_text(cell, base, tokens, cell.ratios)
+        if cell.tokenizer:
+            self._deviations[args.name] = 0.0
+        return args
+
+    def _with_text(self, cell: Cell, base: TrainArgs, tokens: int, ratios: Mapping[str, str]) -> TrainArgs:
+        """The cell's training config, reading so many tokens in these ratios."""
+        vocabulary = self.vocabularies[cell.tokenizer]
+        sources = {}
+        for source in cell.sources:
+            shared, ratio = self.study.sources[source], str(ratios.get(source, SourceArgs.ratio))
+            part = str(cell.part) if source in cell.part_of else shared.part
+            path = vocabulary.paths[source]
+            sources[source] = SourceArgs(path, ratio, shared.max_epochs, part, shared.documents)
         name = cell.run_id
         return dataclasses.replace(
             base,
@@ -266,19 +299,71 @@ class StudyPlanner:
                 preset=cell.size,
                 tokens=tokens,
                 mixture=cell.mixture,
+                tokenizer=cell.tokenizer or base.synth.tokenizer,
                 sources=sources,
                 stages=dict(cell.stages) or base.synth.stages,
                 feedback=base.synth.feedback if cell.feedback == FeedbackArgs() else cell.feedback,
             ),
         )
 
+    def _matched(self, cell: Cell, base: TrainArgs) -> TrainArgs:
+        """The cell under another tokenizer than the first, with what the study matches equal (`matching.py`)."""
+        first = dataclasses.replace(cell, tokenizer=self.reference)
+        first = dataclasses.replace(first, overrides=overrides_of(self.study, first))
+        reference = self._cell_args(first)
+        _refuse_unmatched_changes(self.study, reference)
+        ratios: Mapping[str, str] = cell.ratios
+        if self.study.match_shares == "bytes":
+            asked = {source: parse_ratio(ratio) for source, ratio in cell.ratios.items()}
+            rates = [
+                {source: self.vocabularies[tokenizer].rate(source) for source in asked}
+                for tokenizer in (self.reference, cell.tokenizer)
+            ]
+            shares = share_of_tokens(asked, *rates)
+            ratios = {source: in_decimals(share) for source, share in shares.items()}
+        step = _step_tokens(base, max(1, self._num_gpus(cell)))
+        args = self._with_text(cell, base, step, ratios)
+        asked_amount = self._amount(reference)(reference.synth.tokens or 0)
+        budget = match_budget(asked_amount, self._amount(args), step)
+        self._deviations[args.name] = budget.deviation
+        return dataclasses.replace(args, synth=dataclasses.replace(args.synth, tokens=budget.tokens))
+
+    def _amount(self, args: TrainArgs) -> Callable[[int], Fraction]:
+        """What the study matches, by training tokens of this config: bytes of text, tokens or FLOPs."""
+        synth, seq_len = args.synth, args.data.seq_len
+        if self.study.match == "tokens":
+            return Fraction
+        if self.study.match == "flops":
+            # Of so long a run that no warm-up is too long for it: the model is what is asked for.
+            endless = dataclasses.replace(
+                args, steps=10**12, synth=dataclasses.replace(synth, tokens=None, match_repetition=None, keep_steps=[])
+            )
+            vocab_size = self.vocab_size(synth.preset or "", synth.tokenizer)
+            model = resolve_args(endless, dp_size=1, vocab_size=vocab_size).model
+            per_token = flops_per_token(model, seq_len)
+            return lambda tokens: Fraction(tokens * per_token)
+        vocabulary = self._vocabulary_of(args)
+        rates = {source: vocabulary.rate(source) for source in synth.sources}
+        mixture = build_mixture(synth.sources, synth.stages, synth.on_exhaustion)
+        if mixture.is_constant:
+            per_token_bytes = sum((mixture.ratios[source] * rates[source] for source in rates), Fraction(0))
+            return lambda tokens: tokens * per_token_bytes
+
+        def read(tokens: int) -> Fraction:
+            asked = mixture.course(tokens // seq_len, seq_len).target(tokens // seq_len)
+            shares = zip(mixture.names, asked, strict=True)
+            return sum((seq_len * count * rates[source] for source, count in shares), Fraction(0))
+
+        return read
+
     def _base(self, cell: Cell) -> tuple[TrainArgs, int]:
         """(training config, GPUs) that the cell shares with others: the study's, the grid's, its overrides'."""
-        key = (cell.grid, cell.overrides)
+        key = (cell.grid, cell.overrides, cell.tokenizer)
         if key not in self._bases:
             grid = self.study.grids.get(cell.grid, GridArgs())
             layers: list[tuple[str, Mapping[str, Any]]] = [("the study's train section", self.study.train)]
-            layers.append((f"grids.{cell.grid}.train", grid.train))
+            own = self.study.tokenizers[cell.tokenizer].train if cell.tokenizer else {}
+            layers += [(f"tokenizers.{cell.tokenizer}.train", own), (f"grids.{cell.grid}.train", grid.train)]
             num_gpus = self.study.num_gpus
             for rule in cell.overrides:
                 override = self.study.overrides[rule]
@@ -287,8 +372,19 @@ class StudyPlanner:
             if num_gpus < 1:
                 raise ValueError(f"overrides {', '.join(cell.overrides)} set num_gpus {num_gpus}; it is at least 1")
             args = build_args(TrainArgs, *layers)
+            if cell.tokenizer:
+                args = self._of_tokenizer(args, cell.tokenizer)
             self._bases[key] = args, 0 if args.synth.device == "cpu" else num_gpus
         return self._bases[key]
+
+    def _of_tokenizer(self, args: TrainArgs, name: str) -> TrainArgs:
+        """The config with the tokenizer's shards of the domains. ValueError where its numbers would mean another text
+        under each tokenizer."""
+        evaluation = args.synth.evaluation
+        if len(self.vocabularies) > 1:
+            refuse_shared_settings(args, name, self.study.tokenizers[name].train)
+        placed = dataclasses.replace(evaluation, domains=domain_paths(self.study, name, evaluation.domains))
+        return dataclasses.replace(args, synth=dataclasses.replace(args.synth, evaluation=placed))
 
     def _num_gpus(self, cell: Cell) -> int:
         return self._base(cell)[1]
@@ -302,13 +398,16 @@ class StudyPlanner:
                 "budgets of a ladder share their data; plan them without a ladder"
             )
         rates = (args.optim.warmup, tuple(args.synth.keep_steps), bool(after))
-        alike = (cell.grid, cell.overrides, cell.size, args.synth.tokens, repr(args.synth.feedback), *rates)
+        alike = (
+            cell.grid, cell.overrides, cell.size, cell.tokenizer, args.synth.tokens, repr(args.synth.feedback), *rates
+        )  # fmt: skip
         resolved = self._resolve(_Hashed(alike, args), dp_size)
         num_sequences = resolved.steps * tokens_per_step(resolved, dp_size) // resolved.data.seq_len
         plan = self._feasible_plan(args, num_sequences, resolved.data.seq_len)
         per_token = flops_per_token(resolved.model, resolved.data.seq_len)
         own_tokens = (resolved.steps - first_step) * tokens_per_step(resolved, dp_size)
         speed = self.throughput(resolved.data.seq_len)
+        vocabulary = self._vocabulary_of(args)
         return PlannedRun(
             args,
             own_tokens * per_token,
@@ -321,37 +420,30 @@ class StudyPlanner:
                 SourceNeed(
                     line.name,
                     line.planned_tokens,
-                    self._epochs(line.name, line.epochs),
+                    None if vocabulary.available[line.name] is None else float(line.epochs),
                     str(line.ratio) if args.synth.stages else args.synth.sources[line.name].ratio,
                     self._unique(line, args),
+                    vocabulary.num_bytes(line.name, line.planned_tokens),
                 )
                 for line in plan.sources
             ),
             resolved=resolved,
             memory=memory_fit(resolved, self.study.gpu, dp_size) if self.study.gpu and num_gpus else None,
+            tokenizer=cell.tokenizer,
+            deviation=self._deviations.get(args.name),
         )
 
     def _uncached_resolve(self, key: _Hashed, dp_size: int) -> TrainArgs:
         try:
-            return resolve_args(key.value, dp_size=dp_size, vocab_size=self.vocab_size(key.value.synth.preset or ""))
+            vocab_size = self.vocab_size(key.value.synth.preset or "", key.value.synth.tokenizer)
+            return resolve_args(key.value, dp_size=dp_size, vocab_size=vocab_size)
         except ValueError as error:
             raise ValueError(f"run {key.value.name}: {error}") from None
 
     # --- sources ---
 
-    def _num_tokens(self, name: str) -> int | None:
-        """What the source holds: its shards', else declared; None where it is not known."""
-        manifest = self._manifests[name]
-        if manifest is not None:
-            return int(manifest["tokens"])
-        declared = getattr(self.study.sources[name], "tokens", None)
-        return None if declared is None else parse_tokens(str(declared))
-
-    def _epochs(self, name: str, epochs: Fraction) -> float | None:
-        return None if self.available[name] is None else float(epochs)
-
     def _unique(self, line: SourcePlan, args: TrainArgs) -> int | None:
-        held = self.available[line.name]
+        held = self._vocabulary_of(args).available[line.name]
         if held is None:
             return None
         is_part = args.synth.match_repetition is not None or parse_ratio(args.synth.sources[line.name].part) != 1
@@ -367,6 +459,7 @@ class StudyPlanner:
                 synth.on_exhaustion,
                 synth.schedule,
                 synth.match_repetition,
+                synth.tokenizer,
             )
             plan, problem = self._plan_report(_Hashed((*asked, *rules), synth), num_sequences, seq_len)
         except ValueError as error:
@@ -387,7 +480,8 @@ class StudyPlanner:
         endless = max((num_sequences + 1) * seq_len, full + seq_len) + 1
         part = build_part(synth.sources, Fraction(num_sequences * seq_len, full) if full else None)
         endless = math.ceil(endless / min(parse_ratio(source.part) for source in synth.sources.values()))
-        counted = {name: count if (count := self.available[name]) is not None else endless for name in synth.sources}
+        available = self.vocabularies[synth.tokenizer if self.study.tokenizers else ""].available
+        counted = {name: count if (count := available[name]) is not None else endless for name in synth.sources}
         plan = plan_report(counted, mixture, num_sequences, seq_len, schedule=synth.schedule, validate=False, part=part)
         try:
             plan.validate()
@@ -411,16 +505,14 @@ class StudyPlanner:
 
     # --- sizes and speeds ---
 
-    def vocab_size(self, size: str) -> int:
-        """Entries of the shards' tokenizer; before there are any, the study's, or the size's own."""
-        for manifest in self._manifests.values():
-            if manifest is not None:
-                return int(manifest["tokenizer"]["n_words"])
-        found = self.study.vocab_size or preset(size).vocab_size
+    def vocab_size(self, size: str, tokenizer: str = "") -> int:
+        """Entries of the shards' tokenizer (of the study's first, unless one is named); before there are any, the
+        study's, or the size's own."""
+        vocabulary = self.vocabularies.get(tokenizer, self.vocabularies[self.reference])
+        found = vocabulary.num_entries or preset(size).vocab_size
         if found < 1:
-            raise ValueError(
-                f"size {size} takes its vocabulary from the shards, and there are none yet: set vocab_size"
-            )
+            where = f"tokenizers.{vocabulary.name}.vocab_size" if vocabulary.name else "vocab_size"
+            raise ValueError(f"size {size} takes its vocabulary from the shards, and there are none yet: set {where}")
         return found
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - lives as long as one planning
@@ -477,14 +569,22 @@ def _whole_steps(budget: Budget, step_tokens: int) -> int:
     return max(1, round(Fraction(budget.tokens, step_tokens))) * step_tokens
 
 
-def _manifest(name: str, source: SourceArgs, draft: bool) -> dict[str, Any] | None:
-    """The manifest of the source's shards; a draft does without those that are not there."""
-    path = Path(source.path) / MANIFEST
-    if draft and (not source.path or not path.is_file()):
-        return None
-    if not source.path:
-        raise ValueError(f"source {name!r}: sources.{name}.path is not set: the folder of its token shards")
-    try:
-        return read_json(path)
-    except ValueError as error:
-        raise ValueError(f"source {name!r}: {error}; make its shards with `lingua-synth tokenize`") from None
+def _refuse_unmatched_changes(study: StudyArgs, args: TrainArgs) -> None:
+    """ValueError for shares that change over training in a way that cannot be matched between tokenizers."""
+    synth = args.synth
+    is_steered = synth.feedback.every_tokens is not None
+    if (synth.stages or is_steered) and study.match_shares == "bytes":
+        raise ValueError(
+            f"run {args.name}: shares that change over training are not matched as shares of the text; set "
+            "match_shares=tokens, and they are the same shares of the tokens under every tokenizer"
+        )
+    if is_steered and study.match == "bytes":
+        raise ValueError(
+            f"run {args.name}: with feedback nobody knows before the run how much text it reads; set match=tokens or "
+            "flops"
+        )
+    if study.match != "tokens" and any(stage.until_tokens is not None for stage in synth.stages.values()):
+        raise ValueError(
+            f"run {args.name}: until_tokens counts tokens of one tokenizer; end the stage at a share of the run, "
+            "until=9/10"
+        )

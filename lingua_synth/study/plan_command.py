@@ -1,4 +1,5 @@
-"""`lingua-synth study plan|calibrate`: a study before it is launched, on a screen and as plan.csv and plan.json.
+"""`lingua-synth study plan|calibrate|tokenize`: a study before it is launched, on a screen and as plan.csv and
+plan.json; and its shards.
 
 lingua-synth study plan config=paper/full
 lingua-synth study calibrate config=study.yaml at=[200M,1B]
@@ -48,4 +49,14 @@ def calibrate_main(argv: Sequence[str]) -> int:
     print(f"calibrate={calibration_words(speeds)}")
     if study.out:
         print(f"{Path(study.out) / CALIBRATION}: `lingua-synth study plan` reads it where calibrate is empty")
+    return 0
+
+
+def tokenize_main(argv: Sequence[str]) -> int:
+    """Make the shards of every tokenizer of the study that are not there, and print what each holds."""
+    from lingua_synth.study.tokenizing import tokenize_study
+
+    study = parse_study(argv, prog="lingua-synth study tokenize")
+    for made in tokenize_study(study):
+        print(made, flush=True)
     return 0

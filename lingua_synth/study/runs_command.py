@@ -1,4 +1,4 @@
-"""`lingua-synth study launch|status|collect|compare`: the study's runs, once they are planned."""
+"""`lingua-synth study launch|status|collect|compare|compare-tokenizers`: the study's runs, once they are planned."""
 
 from __future__ import annotations
 
@@ -57,6 +57,32 @@ class CompareArgs:
     """Column of losses to compare."""
     level: float = 0.95
     """Level of the intervals, between 0 and 1."""
+    save: str = ""
+    """JSON file for the comparison at full precision; empty: none."""
+
+
+@dataclass
+class CompareTokenizersArgs:
+    """The tokenizers of a study in bits per byte, by pairs of runs. Beside these keys those of the study."""
+
+    table: str = ""
+    """Runs table, .csv or .parquet; empty: runs.csv in the study's folder."""
+    tokenizer: str = ""
+    """The tokenizer that the others are compared with; empty: the study's first, without a study the table's."""
+    base: str = ""
+    """Mixture that effects are measured from; empty: natural text alone."""
+    target: str = "bpb_macro"
+    """Column of bits per byte: bpb_macro or bpb_<domain>."""
+    by: str = ""
+    """What a cell has equal under every tokenizer: bytes, tokens or flops; empty: what the study matched, or bytes."""
+    tolerance: float = 0.02
+    """Most that it may differ by, relative, above 0."""
+    margin: float = 0.01
+    """Smallest difference between two tokenizers' effects that counts, bits per byte, at least 0."""
+    level: float = 0.95
+    """Level of the intervals, between 0 and 1."""
+    n_definition: str = "non_embedding"
+    """Which count of parameters is N in the laws: non_embedding, lingua or total."""
     save: str = ""
     """JSON file for the comparison at full precision; empty: none."""
 
@@ -143,19 +169,50 @@ def compare_main(argv: Sequence[str]) -> int:
     from lingua_synth.scaling import compare_schedules, load_runs
 
     args, study = _split(argv, CompareArgs, "compare")
-    if not args.table and not study.out:
-        raise ValueError(
-            "nothing to compare: give a study (config=FILE or out=FOLDER) that was collected, or table=FILE"
-        )
-    table = Path(args.table) if args.table else Path(study.out) / "runs.csv"
-    if not table.is_file():
-        raise ValueError(f"no runs table {table}; `lingua-synth study collect` writes it")
-    found = compare_schedules(load_runs(table), static=args.static, target=args.target, level=args.level)
+    found = compare_schedules(
+        load_runs(_table(args.table, study)), static=args.static, target=args.target, level=args.level
+    )
     print("\n\n".join(map(str, found)))
     if args.save:
         write_json(Path(args.save), [one.to_dict() for one in found])
         print(args.save)
     return 0
+
+
+def compare_tokenizers_main(argv: Sequence[str]) -> int:
+    """Print what the tokenizers change, and whether they change what the mixtures do."""
+    from lingua_synth.files import write_json
+    from lingua_synth.scaling import compare_tokenizers, load_runs
+
+    args, study = _split(argv, CompareTokenizersArgs, "compare-tokenizers")
+    found = compare_tokenizers(
+        load_runs(_table(args.table, study)),
+        tokenizer=args.tokenizer or next(iter(study.tokenizers), None),
+        base=args.base or None,
+        target=args.target,
+        match=args.by or study.match,
+        tolerance=args.tolerance,
+        margin=args.margin,
+        level=args.level,
+        n_definition=args.n_definition,
+    )
+    print(found)
+    if args.save:
+        write_json(Path(args.save), found.to_dict())
+        print(args.save)
+    return 0
+
+
+def _table(table: str, study: StudyArgs) -> Path:
+    """The runs table that was named, or the study's. ValueError where there is none."""
+    if not table and not study.out:
+        raise ValueError(
+            "nothing to compare: give a study (config=FILE or out=FOLDER) that was collected, or table=FILE"
+        )
+    path = Path(table) if table else Path(study.out) / "runs.csv"
+    if not path.is_file():
+        raise ValueError(f"no runs table {path}; `lingua-synth study collect` writes it")
+    return path
 
 
 def known_runs(study: StudyArgs) -> list[QueuedRun]:
