@@ -123,7 +123,7 @@ def rate_error(out_dir: str | Path) -> float | None:
     folder = Path(out_dir)
     workers = [read_json(path) for path in sorted((folder / WORKERS).glob("*.json"))]
     hours = [(_gpu_hours(one), float(one["generated_tokens"])) for one in workers]
-    shards = [read_json(folder / store.shard_name(shard)) for shard in sorted(store.whole_shards(folder))]
+    shards = read_json(folder / store.MANIFEST)["shards"]
     kept = [(float(one["output_tokens"]), float(one["generated_tokens"])) for one in shards]
     errors = [_jackknife([pair for pair in pairs if pair[1] > 0]) for pairs in (hours, kept)]
     return None if None in errors else math.hypot(*(error or 0.0 for error in errors))

@@ -157,7 +157,9 @@ class Advice:
         lines = []
         if found.choice is None:
             best = next((one for one in found.kinds if one.plan is not None), None)
-            if best is not None:
+            if best is not None and best.plan is not None and best.plan.ratio < 1e-6:
+                lines.append("  no share of synthetic text saves anything at equal loss")
+            elif best is not None:
                 lines.append(
                     f"  the cheapest mixture with {best.source} saves {_percent(best.saving)} [{_span(best.interval)}] "
                     f"at equal loss: not shown to save the {_percent(q.min_saving)} that count"
@@ -252,7 +254,7 @@ def _plain(one: Outcome) -> dict[str, Any]:
 def _todo(plan: Plan) -> str:
     parts = []
     if plan.generated:
-        reads = "" if plan.passes == 1 else f", read {plan.passes:.2g} times"
+        reads = "" if plan.passes < 1.05 else f", read {plan.passes:.2g} times"
         parts.append(f"write and keep {_count(plan.generated)} tokens{reads}")
     if plan.bought:
         parts.append(f"buy {_count(plan.bought)} natural tokens")

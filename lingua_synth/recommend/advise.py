@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lingua_synth.recommend.advice import Advice, Change
 from lingua_synth.recommend.changes import Input, find_changes, inputs_of
 from lingua_synth.recommend.generators import Generator
-from lingua_synth.recommend.planner import Decision, Planner, Question
+from lingua_synth.recommend.planner import Decision, Outcome, Planner, Question
 from lingua_synth.recommend.repeats import fresh_runs, repeats_of
 from lingua_synth.recommend.surface import Surface
 from lingua_synth.scaling.hull import outside, section, trained_places
@@ -24,6 +24,9 @@ from lingua_synth.scaling.kinds import Kind, kinds_of
 from lingua_synth.scaling.natural import base_mixture, natural_source
 from lingua_synth.scaling.ratio_fits import RatioFit, fit_ratios
 from lingua_synth.scaling.runs import Runs
+
+MANY_PASSES = 40.0
+"""Passes beyond which repeated text was found to teach next to nothing (Muennighoff et al. 2023)."""
 
 
 def advise(
@@ -248,6 +251,13 @@ def _rate_errors(
 def _said(decision: Decision, surfaces: Mapping[str, Surface], q: Question) -> list[str]:
     """What a reader should know beside the table."""
     notes = []
+    if MANY_PASSES < decision.natural.natural_passes < math.inf:
+        notes.append(
+            f"natural text alone would be read {decision.natural.natural_passes:.3g} times: what so many passes are "
+            "worth is the law's form, and all savings rest on it"
+        )
+    if decision.bought is not None and decision.bought.shown and _at_edge(decision.bought):
+        notes.append("with natural text bought, the tokens are at the edge of the runs at this size")
     for one in decision.kinds:
         if one.plan is None or one.source is None or one.plan.ratio == 0:
             continue
@@ -261,7 +271,7 @@ def _said(decision: Decision, surfaces: Mapping[str, Surface], q: Question) -> l
             )
         if one.plan.ratio >= 0.999 * surfaces[one.source].max_ratio:
             notes.append(f"{one.source}: its share is the largest that was trained; the best may lie beyond")
-        if one.shown and one.plan.at_edge:
+        if one.shown and _at_edge(one):
             notes.append(
                 f"{one.source}: {one.plan.tokens:.4g} tokens are at the edge of the runs at this size; a cheaper plan "
                 "may lie beyond"
@@ -274,6 +284,10 @@ def _said(decision: Decision, surfaces: Mapping[str, Surface], q: Question) -> l
                     f"cheapest share at {100 * ratio:.2g} %, saving {100 * saving:.2g} %"
                 )
     return notes
+
+
+def _at_edge(one: Outcome) -> bool:
+    return one.plan is not None and one.plan.at_edge
 
 
 def _inputs(

@@ -10,7 +10,7 @@ that is given by hand, it is `rate_error`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def by_source(given: Any, kinds: Mapping[str, Kind], key: str) -> dict[str, Any]
         return {}
     if not isinstance(given, Mapping):
         return dict.fromkeys(kinds, given)
+    given = dict(_flat(given))
     found: dict[str, Any] = {}
     for name, value in given.items():
         mine = [source for source, kind in kinds.items() if name in (source, kind.kind)]
@@ -73,6 +74,15 @@ def by_source(given: Any, kinds: Mapping[str, Kind], key: str) -> dict[str, Any]
         found |= dict.fromkeys(mine, value)
     # A source by its own name wins over its kind.
     return found | {name: value for name, value in given.items() if name in kinds}
+
+
+def _flat(given: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The pairs of a mapping; a name with dots in it (llama3.2) comes as mappings within mappings."""
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def read_generators(

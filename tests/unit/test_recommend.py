@@ -174,6 +174,8 @@ def test_scarce_natural_text_is_bought_or_replaced(exact):
     nothing = ask(exact, price=1.0, natural_tokens=0.0, natural_price=3.0)
     assert nothing.decision.natural.bought == D and nothing.decision.natural.natural_passes == 1
     assert nothing.answer == "rephrased" and nothing.decision.kinds[0].plan.bought < D
+    often = ask(exact, price=1.0, natural_tokens=1e9)
+    assert "natural text alone would be read 50 times" in str(often) and often.decision.natural.natural_passes == 50
     # More in hand than any run reads is as much as there is.
     plenty, endless = ask(exact, num_runs=20, natural_tokens=1e13), ask(exact, num_runs=20)
     assert plenty.decision.kinds[0].saving == pytest.approx(endless.decision.kinds[0].saving, rel=1e-9)

@@ -27,14 +27,12 @@ def folder(path, recipe="hq", workers=((1.0, 1000), (1.1, 1000), (0.9, 1000)), s
     """A generation run as its files tell it."""
     (path / "workers").mkdir(parents=True)
     kept, written = (sum(column) for column in zip(*shards, strict=True))
-    manifest = {"engine": {"name": "vllm"}, "output_tokens": kept, "recipe": {"name": recipe}}
+    rows = [{"output_tokens": output, "generated_tokens": generated} for output, generated in shards]
+    manifest = {"engine": {"name": "vllm"}, "output_tokens": kept, "recipe": {"name": recipe}, "shards": rows}
     (path / "manifest.json").write_text(json.dumps(manifest))
     for k, (hours, tokens) in enumerate(workers):
         usage = {"gpu_busy_h": hours, "gpu_startup_h": 0.0, "gpu_idle_h": 0.0, "generated_tokens": tokens}
         (path / "workers" / f"{k}.json").write_text(json.dumps(usage))
-    for k, (output, generated) in enumerate(shards):
-        row = {"output_tokens": output, "generated_tokens": generated}
-        (path / f"shard-{k:05d}.json").write_text(json.dumps(row))
     assert written == sum(tokens for _, tokens in workers)
     return path
 
@@ -73,6 +71,9 @@ def test_a_generation_folder_is_priced_by_what_it_spent(table, tmp_path, capsys)
     kinds = kinds_of(simulate_study("mixtures", noise=0)[0], "natural")
     one = read_generators(kinds, folders=str(run))
     assert set(one) == {"rephrased"} and one["rephrased"].per_billion == pytest.approx(1e6 / 0.9)
+    # A name with dots, as the command line takes it apart.
+    dotted = {"hq-llama3.2-1b": kinds["rephrased"]}
+    assert set(read_generators(dotted, gpu_hours_per_billion={"hq-llama3": {"2-1b": 40}})) == set(dotted)
     with pytest.raises(ValueError, match="made by the recipe 'tables', and the table has"):
         read_generators(kinds, folders=str(folder(tmp_path / "other", recipe="tables")))
     (tmp_path / "shards").mkdir()
