@@ -89,7 +89,7 @@ class CheckpointWriter:
     ):
         self._run_dir, self._keep, self._background = Path(run_dir), keep, background
         self._keep_steps = frozenset(keep_steps)
-        self._rank, self._size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
         # The thread's messages must not meet those of the training.
         self._group = dist.new_group(backend="gloo") if background and dist.is_initialized() else None
         self._pending: _Pending | None = None
@@ -114,10 +114,10 @@ class CheckpointWriter:
         if self._rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            for dp_rank in range(self._size):
-                write_json(temporary / TRAIN_STATE.format(dp_rank), train_state)
             write_json(temporary / PARAMS, params)
         _barrier()
+        # Each rank its own: one alone would write those of 8,000, one after the other, while all others wait.
+        write_json(temporary / TRAIN_STATE.format(self._rank), train_state)
         model_state, optimizer_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optim": optimizer_state}
         alone = not dist.is_initialized()

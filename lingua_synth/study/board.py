@@ -20,7 +20,7 @@ import os
 import socket
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,12 @@ def _refuse_circles(runs: Mapping[str, QueuedRun]) -> None:
 
 def write_plan(folder: Path, runs: Sequence[QueuedRun], *, study_sha256: str | None = None) -> str:
     """Keep the runs under <study>/launch/plans and as the latest; returns the plan's name, made of what is in it."""
-    content = {"version": VERSION, "folder": os.getcwd(), "runs": [asdict(run) for run in runs]}
+    content = {"version": VERSION, "folder": os.getcwd(), "runs": [vars(run) for run in runs]}
     name = sha256_json(content)[:16]
     path = folder / LAUNCH / PLANS / f"{name}.json"
     if not path.is_file():
         with atomic_file(path) as file:
-            json.dump(content, file)
+            file.write(json.dumps(content))  # at once: json.dump writes piece by piece, in ten times the time
     write_json(folder / LAUNCH / LATEST, {"version": VERSION, "plan": name, "study_sha256": study_sha256})
     return name
 
