@@ -72,12 +72,20 @@ class Worker:
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         """The answer to one command."""
+        self.send(command, **arguments)
+        return self.receive()
+
+    def send(self, command: str, **arguments: Any) -> None:
+        """Begin one command, for several processes that are to work at the same time."""
         assert self._process.stdin is not None, "it was opened as a pipe"
         try:
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
         except OSError:
             raise LeftOut("its process has ended") from None
+
+    def receive(self) -> dict[str, Any]:
+        """The answer to what was sent."""
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
