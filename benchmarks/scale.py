@@ -160,7 +160,7 @@ def measure_ranks(bench: Bench) -> None:
     """All ranks of a step."""
     _, folder, num_files, _ = sources(bench)[-1]
     rows = []
-    for dp_size in (RANKS // 64, RANKS):
+    for dp_size in bench.args.ranks:
         found = bench.ask(
             "all_ranks", folder=str(folder), dp_size=dp_size, per_rank=2, position=bench.args.tokens // SEQ_LEN
         )
@@ -177,8 +177,7 @@ def measure_ranks(bench: Bench) -> None:
                 f"{found['kb_per_rank']:.0f}",
             ]
         )
-        if dp_size == RANKS:
-            bench.goal("batches of 8,192 ranks", "the plan, exactly", said, exact)
+        bench.goal(f"batches of {dp_size:,} ranks", "the plan, exactly", said, exact)
     bench.page.text("## All ranks of a step")
     bench.page.text(
         f"One loader for every rank in turn, over two sources of {num_files:,} files at 67 : 33, at the end of the "
@@ -381,6 +380,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of a source")
     parser.add_argument("--file-bits", type=int, nargs="+", default=[26, 30], help="log2 of the tokens of a file")
     parser.add_argument("--batches", type=int, default=200, help="batches of a rank that are timed")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[128, RANKS], help="whose batches are held to the plan")
     parser.add_argument("--samples", type=int, nargs="+", default=[2_441_406, 24_414_064], help="sequences of the peer")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 8, 64], help="that claim units")
     parser.add_argument("--units", type=int, default=100_000)

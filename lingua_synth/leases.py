@@ -69,7 +69,9 @@ class Leases:
     def claim(self, name: str) -> int | None:
         """Number of our new claim on `name`, or None while a living process holds it."""
         place = self._folder / name
-        place.mkdir(exist_ok=True)
+        # Not exist_ok: that looks again, and raises where the work was finished and its folder removed in between.
+        with contextlib.suppress(FileExistsError):
+            place.mkdir()
         numbers = _claims(place)
         if numbers and self._is_alive(place / str(numbers[-1])):
             return None
@@ -134,7 +136,7 @@ class Leases:
     def _clear_dead(self) -> None:
         """Remove the signs of life of processes of this machine that live no more."""
         for path in self._folder.glob(".*"):
-            holder = _parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            holder = _read_sign(path)
             if holder.get("host") == self._me["host"] and not _process_lives(holder):
                 path.unlink(missing_ok=True)
 
@@ -173,8 +175,16 @@ def living_claims(folder: Path, lease_s: float = LEASE_S) -> dict[str, dict[str,
 def workers_here(folder: Path) -> list[str]:
     """Names of the living processes of this machine that have opened the leases of `folder`."""
     here = _host()
-    holders = [_parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(".*")) if path.is_file()]
+    holders = map(_read_sign, sorted(folder.glob(".*")))
     return [h["worker"] for h in holders if h.get("host") == here and _process_lives(h)]
+
+
+def _read_sign(path: Path) -> dict[str, Any]:
+    """What a process says of itself; {} for one that leaves just now, and for what is no sign of life."""
+    try:
+        return _parse(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        return {}
 
 
 def _read_claim(claim: Path) -> tuple[float, dict[str, Any]]:

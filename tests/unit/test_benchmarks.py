@@ -31,6 +31,8 @@ MODULES = (
     "generate",
     "analysis",
     "dynamic_mixing",
+    "scale",
+    "scale_cases",
 )
 
 
@@ -496,3 +498,38 @@ def test_analysis_prints_and_writes_its_tables(tmp_path):
         goal, _, verdict = goals[f"{kind}, in memory: of a pass, per core"]
         assert goal == ">= 0.5" and verdict in ("met", "NOT met")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.md"]
+
+
+def test_scale_prints_its_tables_and_holds_every_rank_to_the_plan(tmp_path):
+    done = run(
+        "scale.py", "--work", tmp_path / "work", "--out", tmp_path / "page.md", "--sections",
+        "index,ranks,leases,study", "--tokens", 2**30, "--file-bits", 25, "--batches", 2,
+        "--ranks", 16, 64, "--processes", 2, "--units", 50, "--seconds", 0.5, "--whole", "5,0", "40,10", "--seeds", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.md").read_text()
+    index = rows(page, "A rank of 8,192, and an index of 10T tokens")["2^25 tokens a file"]
+    assert index[0] == "32" and float(index[6]) <= 20, "a rank asks about its own share of the files alone"
+    assert [row[1] for row in rows(page, "All ranks of a step").values()] == ["yes", "yes"]
+    assert rows(page, "Leases")["2"][-1] == "yes"
+    assert rows(page, "A study of many runs").keys() >= {"planned", "status"}
+    goals = rows(page, "Goals")
+    for exact in ("batches of 64 ranks", "units of 2 processes", "mapped at once, 32 files"):
+        assert goals[exact][-1] == "met"
+    assert not list((tmp_path / "work").rglob("*.arrow")), "nothing is left behind"
+    for path in (tmp_path, Path.home(), BENCHMARKS):
+        assert str(path) not in page, "no path of a machine in a page"
+
+
+def test_the_calls_of_a_file_system_are_counted(benchmarks, tmp_path):
+    import scale_cases
+
+    (tmp_path / "a").write_text("x")
+    sys.addaudithook(scale_cases._hear)
+    with scale_cases.counted() as calls:
+        (tmp_path / "a").read_text()
+        assert (tmp_path / "a").exists() and os.path.getsize(tmp_path / "a") == 1
+        os.listdir(tmp_path)
+    assert calls == {"open": 1, "stat": 2, "listdir": 1}
+    os.listdir(tmp_path)
+    assert calls["listdir"] == 1

@@ -88,3 +88,33 @@ def test_anybody_may_look_without_leaving_a_trace(tmp_path):
         assert workers_here(tmp_path) == [leases.worker]
         assert sorted(tmp_path.rglob("*")) == before
     assert set(living_claims(tmp_path, lease_s=30)) == {"fresh"} and workers_here(tmp_path) == []
+
+
+def test_work_that_others_finish_at_the_same_moment_is_not_ours(tmp_path, monkeypatch):
+    """Between two calls of a claim another process may remove the folder of claims, whose work is done."""
+    with Leases(tmp_path) as leases:
+
+        def gone(path, *mode):
+            raise FileExistsError(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", gone)
+            assert leases.claim("a") is None
+        assert leases.claim("a") == 1
+
+
+def test_processes_that_leave_while_another_comes_do_not_disturb_it(tmp_path, monkeypatch):
+    (tmp_path / ".left-long-ago").write_text("{}")
+    (tmp_path / ".folder").mkdir()
+    real = Path.read_text
+
+    def leaving(path, *args, **named):
+        if path.name == ".left-long-ago":
+            path.unlink(missing_ok=True)
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(Path, "read_text", leaving)
+    with Leases(tmp_path) as leases:
+        assert leases.claim("a") == 1
+        (tmp_path / ".left-long-ago").write_text("{}")
+        assert workers_here(tmp_path) == [leases.worker]
