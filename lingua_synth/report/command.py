@@ -13,7 +13,8 @@ from lingua_synth.report.claims import Margins
 from lingua_synth.report.claims_section import PaperQuestions, validate_questions
 from lingua_synth.report.evidence import Evidence
 from lingua_synth.report.page import write_report
-from lingua_synth.scaling.command import TableArgs, cleaning_lines, read_runs
+from lingua_synth.report.tokenizers import tokenizer_section
+from lingua_synth.scaling.command import TableArgs, cleaning_lines, read_runs, read_table
 from lingua_synth.scaling.natural import base_mixture
 from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.stored import read_fits
@@ -95,6 +96,8 @@ def main(argv: Sequence[str]) -> int | None:
         )
     trained = Trained(runs=runs, checkpoints=read_checkpoints(args.evaluations), base=args.base)
     sections = trained_sections(analysis, trained, target=args.target, n_definition=args.n_definition, noise=args.noise)
+    if args.tokenizer and (section := tokenizer_section(read_table(args), args.tokenizer, args.target, args.base)):
+        sections.insert(0, section)
     path = write_report(
         args.out,
         runs,

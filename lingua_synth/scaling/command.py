@@ -201,10 +201,15 @@ def most_passes(runs: Runs) -> tuple[str, float] | None:
     return (most, found[most]) if most is not None and found[most] > NOTED_PASSES else None
 
 
+def read_table(args: TableArgs) -> Runs:
+    """The table that `args` names, of its schedule, under all tokenizers, as it was found."""
+    return _of_schedule(load_runs(args.runs, args.columns or None, strict=not args.clean), args.schedule)
+
+
 def read_runs(args: TableArgs, *, per_byte: bool = False) -> tuple[Runs, Cleaned | None]:
     """The table that `args` names, cleaned as it says, in units of text (`in_bytes`) where asked for; ValueError for
     what is wrong with either."""
-    runs = _of_schedule(load_runs(args.runs, args.columns or None, strict=not args.clean), args.schedule)
+    runs = read_table(args)
     if per_byte:
         runs = in_bytes(of_tokenizer(runs, args.tokenizer) if args.tokenizer else runs)
     else:

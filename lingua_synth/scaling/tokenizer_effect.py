@@ -37,8 +37,8 @@ from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
 from lingua_synth.scaling.runs import Runs, tokenizer_names, tokenizers
 from lingua_synth.scaling.ties import run_noise, tie_set
+from lingua_synth.scaling.verdicts import REJECTED, SUPPORTED, UNDECIDED
 
-SUPPORTED, REJECTED, UNDECIDED = "supported", "rejected", "undecided"
 MATCHED_BY = {"bytes": "training_bytes", "tokens": "tokens", "flops": "flops"}
 MARGIN = 0.01
 """Bits per byte: half a per cent of the loss of a model at 2 bits per byte, one per cent at 1."""
@@ -64,6 +64,18 @@ class TokenizerCell:
     between_mixtures: float
     """The same between the mixtures, under the first tokenizer: of one budget in tokens they read as much text as their
     tokens hold."""
+
+
+@dataclass(frozen=True)
+class CellLevel:
+    """Bits per byte of a mixture under a tokenizer in a cell."""
+
+    tokenizer: str
+    mixture: str
+    cell: int
+    """Index into the cells."""
+    values: tuple[float, ...]
+    """One a seed, in their order."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,7 @@ class TokenizerComparison:
     level: float
     margin: float
     cells: tuple[TokenizerCell, ...]
+    levels: tuple[CellLevel, ...]
     differences: tuple[TokenizerDifference, ...]
     effects: tuple[MixtureEffect, ...]
     interactions: tuple[Interaction, ...]
@@ -216,7 +229,7 @@ class TokenizerComparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, full precision."""
         plain = dict(self.__dict__)
-        for key in ("cells", "best", "agreement", "shares"):
+        for key in ("cells", "levels", "best", "agreement", "shares"):
             plain[key] = [dict(entry.__dict__) for entry in plain[key]]
         for key in ("differences", "effects", "interactions"):
             plain[key] = [_plain_effect(entry) for entry in plain[key]]
@@ -492,6 +505,12 @@ def compare_tokenizers(
         level=level,
         margin=margin,
         cells=table.cells,
+        levels=tuple(
+            CellLevel(name, mixture, cell, tuple(seeds[seed] for seed in sorted(seeds)))
+            for cell in range(len(table.cells))
+            for name, mixture in itertools.product(order, mixtures)
+            if (seeds := table.of(name, mixture, cell))
+        ),
         differences=tuple(differences),
         effects=tuple(effects),
         interactions=tuple(interactions),
@@ -503,6 +522,20 @@ def compare_tokenizers(
         num_unpaired=_num_unpaired(table, order),
         notes=tuple(notes),
     )
+
+
+def compare_tokenizers_as_matched(runs: Runs, **keys: Any) -> TokenizerComparison:
+    """`compare_tokenizers` by what most runs of the table pair by: bytes, tokens or FLOPs. ValueError as there."""
+    found: list[TokenizerComparison] = []
+    problems: list[ValueError] = []
+    for match in MATCHED_BY:
+        try:
+            found.append(compare_tokenizers(runs, match=match, **keys))
+        except ValueError as error:
+            problems.append(error)
+    if not found:
+        raise problems[0]
+    return max(found, key=lambda one: sum(difference.overall.num_pairs for difference in one.differences))
 
 
 def _refuse_target(target: str) -> None:

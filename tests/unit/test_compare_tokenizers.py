@@ -273,3 +273,39 @@ def test_the_mean_of_cells_is_student_s():
     error = math.sqrt(0.15625 / 3 * (1 / 3 + 1 / 2) / 4)
     assert found.interval == pytest.approx((-0.375 - 3.18245 * error, -0.375 + 3.18245 * error), rel=1e-5)
     assert (found.num_pairs, found.freedom) == (5, 3)
+
+
+def test_the_report_of_one_tokenizer_has_a_section_on_all(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from lingua_synth.report.canvas import drawn
+    from lingua_synth.report.command import main as report
+    from lingua_synth.report.tokenizer_figures import bits_per_byte, mixture_effects
+    from lingua_synth.report.tokenizers import tokenizer_section
+
+    runs = table(EFFECT, noise=0.001)
+    found = compare_tokenizers(runs)
+    points = [row for row in drawn(bits_per_byte(found)) if row["series"] == "bytes" and row["value"] == "hq"]
+    cells = [[one for one in found.levels if (one.tokenizer, one.mixture) == ("bytes", "hq")][k] for k in range(3)]
+    assert [row["bpb_macro"] for row in points] == [float(np.mean(cell.values)) for cell in cells]
+    rows = {(row["series"], row["mixture"]): row for row in drawn(mixture_effects(found))}
+    for one in found.effects:
+        row = rows[one.tokenizer, one.mixture]
+        assert (row["effect"], (row["low"], row["high"])) == (one.overall.value, one.overall.interval)
+    with pytest.raises(ValueError, match="no cell has the size '1B'; there are 27k"):
+        bits_per_byte(found, size="1B")
+
+    write_runs(table(EFFECT, noise=0.001, seeds=2), tmp_path / "runs.csv")
+    words = [f"runs={tmp_path / 'runs.csv'}", "bootstraps=0"]
+    assert report([*words, f"out={tmp_path / 'report'}", "tokenizer=bytes"]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "Does the tokenizer change this?" in page and "of the tokens" in page
+    assert "The effect of “hq” under “sp” differs from that under “bytes” by more than 0.01 bits per byte" in page
+    for name in ("tokenizers_bytes", "tokenizers_effects"):
+        assert (tmp_path / "report" / "figures" / f"{name}.csv").is_file()
+    assert "18 runs, 3 mixtures" in capsys.readouterr().out
+    # One tokenizer has no such section; tokenizers that do not pair have one that says why.
+    assert tokenizer_section(runs.select(tokenizer="sp"), "sp", "loss_macro") is None
+    apart = runs.take((runs["tokenizer"] == "sp") == (runs["seed"] == 0))
+    assert "they are not compared: no two runs" in tokenizer_section(apart, "sp", "loss_micro").body[0]
+    by_tokens = tokenizer_section(table(EFFECT, match="tokens", budgets=(1e6, 2e6)), "sp", "loss_macro")
+    assert "equally many tokens" in by_tokens.body[0]
