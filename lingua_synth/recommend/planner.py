@@ -154,7 +154,7 @@ class Planner:
         base = bought if bought is not None and bought.shown else None
         kinds = [self._kind(q, one, natural, base, details) for one in inside.values()]
         kinds.sort(key=lambda one: -one.saving)
-        shown = [one for one in kinds if one.shown]
+        shown = [one for one in kinds if one.shown and _adds(one, bought, q.min_saving)]
         choice = shown[0] if shown else base
         tied = tuple(one for one in kinds if one is not choice and self._same(one, shown[0], q.level)) if shown else ()
         loss = reference.loss(POINT, q.N, *_columns(natural), _unique(q, natural.bought))[0, 0]
@@ -360,6 +360,15 @@ class Planner:
 
 
 # --- arithmetic ---
+
+
+def _adds(one: Outcome, bought: Outcome | None, least: float) -> bool:
+    """Whether a kind saves by its synthetic text, not by the natural text that is bought beside it."""
+    if one.plan is None or one.plan.ratio <= 0:
+        return False
+    if one.plan.bought <= 0 or bought is None or bought.shown:
+        return True
+    return one.saving - bought.saving > least
 
 
 def _holds(surface: Surface, q: Question) -> bool:

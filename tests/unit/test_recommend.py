@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from lingua_synth.generate.cost import GenerationRate, generation_cost
 from lingua_synth.recommend import Generator, advise, training_cost
 from lingua_synth.scaling import Runs, best_ratio, fit_ratios, simulate_study
-from lingua_synth.scaling.ratio import PUBLISHED_R
+from lingua_synth.scaling.ratio import LIKELIER, PUBLISHED_R, likelier_by, rivals_of
 from lingua_synth.scaling.simulate import EFFECTS, NATURAL
 
 RATIOS = [0.05, 0.15, 0.33, 0.5, 0.67, 1.0]
@@ -159,6 +159,7 @@ def test_scarce_natural_text_is_bought_or_replaced(exact):
     few = dict(natural_tokens=2e9, num_runs=1)
     cheap = ask(exact, price=1e4, natural_price=0.5, **few)
     assert cheap.answer == "buy" and cheap.decision.choice.plan.bought > 1e9
+    assert cheap.decision.kinds[0].plan.ratio < 1e-3 and not cheap.decision.kinds[0].shown
     plan = cheap.decision.choice.plan
     loss = planted_loss(REPHRASED, N, D, 0.0, unique=2e9)
     assert cheap.decision.loss == pytest.approx(loss, rel=1e-7)
@@ -214,6 +215,69 @@ def test_the_picture_shows_the_saving_over_shares(exact):
     assert "GPU-hours saved" in ax.get_ylabel()
     with pytest.raises(ValueError, match="no answer to draw"):
         ask(exact, tokens=8e12).plot()
+
+
+def test_generators_that_the_runs_do_not_tell_apart_are_tied_and_the_cheaper_one_wins(exact):
+    base = exact[0]
+    share, rng = base["ratio_rephrased"], np.random.default_rng(7)
+    extra = np.flatnonzero(share > 0)
+    rows = {name: list(values) for name, values in base.columns.items() if not name.startswith("ratio_")}
+    for name, values in rows.items():
+        more = [values[k] for k in extra]
+        rows[name] = values + ([f"big {one}" for one in more] if name in ("mixture", "run_id") else more)
+    rows["loss_macro"] = list(np.array(rows["loss_macro"]) * np.exp(0.002 * rng.standard_normal(len(rows["size"]))))
+    rows["ratio_natural"] = np.concatenate([1 - share, 1 - share[extra]])
+    rows["ratio_hq-big-70b"] = np.concatenate([0 * share, share[extra]])
+    rows["ratio_hq-small-3b"] = np.concatenate([share, 0 * share[extra]])
+    both = Runs(rows)
+    study = both, fit_ratios(both, "natural", num_bootstraps=60), exact[2]
+    runs, fits, N = study
+    for big, tied in ((PER_BILLION * 1.05, True), (PER_BILLION * 10, False)):
+        prices = {"hq-big-70b": Generator("hq-big-70b", big), "hq-small-3b": Generator("hq-small-3b", PER_BILLION)}
+        hours = training_cost(runs).gpu_hours_per_billion
+        found = advise(runs, N, D, prices, hours, num_runs=20, ratio_fits=fits, changes=False)
+        assert [one.source for one in found.decision.tied] == ([] if not tied else list(set(fits) - {found.answer}))
+        assert ("as good, by these runs" in str(found)) == tied
+    assert found.answer == "hq-small-3b"
+
+
+def test_a_rival_law_that_the_runs_leave_standing_widens_the_interval():
+    runs = simulate_study("mixtures", noise=0.004, seed=12, ratios=[0.33, 0.67, 1.0])[0]
+    runs = runs.take(np.isin(runs["size"], ["200M", "1B", "3B"]) & (runs["tokens"] >= 5e9))
+    fits = fit_ratios(runs, "natural", num_bootstraps=60)
+    N = float(runs.N()[runs["size"] == "1B"][0])
+    found = ask((runs, fits, N), num_runs=20, error=0.0)
+    widened = 0
+    for one in found.decision.kinds:
+        own = fits[one.source].fit
+        ((law, rival),) = rivals_of(own).items()
+        stands = likelier_by(own, rival) <= LIKELIER
+        said = any(note.startswith(f"{one.source}: a law of another form") for note in found.notes)
+        assert said == stands
+        inner = np.quantile(one.savings[1:], [0.025, 0.975])
+        tokens = law.solve_D(rival.params, rival.predict(N=N, D=D, r=0.0), N=N, r=one.plan.ratio)
+        hours = training_cost(runs).gpu_hours_per_billion(N)
+        other = 1 - tokens * (20 * hours + one.plan.ratio * PER_BILLION) / (20 * hours * D)
+        if stands and not inner[0] <= other <= inner[1]:
+            assert min(abs(end - other) for end in one.interval) < 1e-6
+            widened += 1
+        elif not stands:
+            assert one.interval[0] >= one.savings[1:].min() and one.interval[1] <= one.savings[1:].max()
+    assert widened, "none of these kinds shows it: choose another study"
+
+
+def test_runs_that_repeat_text_are_left_out_of_the_laws(exact):
+    runs, _, N = exact
+    repeated = np.flatnonzero(runs["mixture"] == "rephrased 33%")[:5]
+    unique, loss = runs["unique_tokens_natural"].copy(), runs["loss_macro"].copy()
+    unique[repeated] /= 8
+    loss[repeated] *= 1.1
+    more = runs.with_columns(unique_tokens_natural=unique, loss_macro=loss)
+    hours = training_cost(runs).gpu_hours_per_billion
+    prices = {"rephrased": Generator("rephrased", PER_BILLION, error=0.0)}
+    found = advise(more, N, D, prices, hours, num_runs=20, num_bootstraps=20, changes=False)
+    assert "5 runs that repeat text are left out" in str(found)
+    assert found.decision.kinds[0].saving == pytest.approx(ask(exact, num_runs=20).decision.kinds[0].saving, rel=1e-4)
 
 
 # --- what would change it ---

@@ -155,6 +155,9 @@ def test_the_section_is_that_of_the_hull():
                 asked = np.array([value, other] if axis == 0 else [other, value])
                 assert in_hull(places, asked) == inside, (axis, value, other)
         assert section(places, axis, places[:, axis].max() + 2 * TOLERANCE) is None
+    for asked in np.concatenate([places, places]) + rng.uniform(-0.05, 0.05, (2 * len(places), 2)):
+        found = section(places, 0, asked[0])
+        assert in_hull(places, asked) == (found is not None and found[0] <= asked[1] <= found[1]), asked
 
 
 def test_a_place_is_outside_by_name():
