@@ -3,7 +3,8 @@
 A run whose shares change (stages, ramps, an annealing, feedback) is paired with the run of constant shares that had the
 same size, the same training tokens and the same seed. The static mixture it is held to is the one of the same overall
 shares: then the pair differs in the order of the data alone, not in how much of each source was read. Pairs share
-initialization and seed, so their difference scatters less than either loss.
+initialization and seed, so their difference scatters less than either loss. Runs on a part of their sources pair with
+runs on the same part.
 
     d = loss of the schedule - loss of the static run, in nats per token; below 0 the schedule is better
 """
@@ -39,6 +40,8 @@ class ScheduleCell:
     """Mean of the pairs' differences, nats per token."""
     interval: tuple[float, float] | None
     """Student's t over the seeds; None with one of them."""
+    unique: tuple[int, ...] = ()
+    """Tokens of one pass over each source, in the order of the table: what tells parts of the sources apart."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,11 @@ class ScheduleComparison:
             f"{self.mixture} ({self.schedule}) - {self.static}: {self.verdict}",
             f"  {'size':<10} {'tokens':>15} {'seeds':>5} {'static':>8} {'difference':>11}   {level}",
         ]
+        has_parts = len({cell.unique for cell in self.cells}) > 1
         lines += [
             f"  {cell.size:<10} {cell.tokens:>15,} {len(cell.seeds):>5} {cell.static_loss:>8.4f} "
             f"{cell.difference:>+11.5f}   {_in_words(cell.interval)}"
+            + (f"   one pass: {', '.join(f'{count:,}' for count in cell.unique)} tokens" if has_parts else "")
             for cell in self.cells
         ]
         lines.append(f"  {'all cells':<41} {self.difference:>+11.5f}   {_in_words(self.interval)}")
@@ -169,17 +174,36 @@ def _of_equal_shares(name: str, fixed: list[str], shares: Mapping[str, Mapping[s
     return nearest
 
 
-Key = tuple[str, int, int, str]
+Key = tuple[str, int, int, str, tuple[int, ...]]
 
 
-def _losses(runs: Runs, mixture: str, target: str) -> dict[Key, float]:
-    """Loss by size, tokens, seed and learning-rate schedule."""
+def _told_apart_by(runs: Runs, mixtures: tuple[str, ...]) -> list[str]:
+    """Sources whose parts tell runs of one size, budget and seed apart: those that every run of the mixtures reads, of
+    which the table says how often. None where nothing is to be told apart."""
+    mine = np.isin(runs["mixture"], mixtures)
+    rates = runs["schedule"] if "schedule" in runs.columns else np.full(len(runs), "")
+    cells = [runs[name][mine].tolist() for name in ("mixture", "size", "tokens", "seed")] + [rates[mine].tolist()]
+    if len(set(zip(*cells, strict=True))) == int(mine.sum()):
+        return []
+    found = []
+    for source in runs.sources:
+        columns = [runs.columns.get(f"{kind}_{source}") for kind in ("tokens", "epochs")]
+        if all(column is not None and column.dtype.kind == "f" and (column[mine] > 0).all() for column in columns):
+            found.append(source)
+    return found
+
+
+def _losses(runs: Runs, mixture: str, target: str, sources: list[str]) -> dict[Key, float]:
+    """Loss by size, tokens, seed, learning-rate schedule, and tokens of one pass over each of `sources`."""
     rows = runs.select(mixture=mixture)
     rates = rows["schedule"].tolist() if "schedule" in rows.columns else [""] * len(rows)
     losses: dict[Key, float] = {}
+    # Tokens over passes: whatever the shares, runs of one part of a source have the same.
+    passes = [np.rint(rows[f"tokens_{source}"] / rows[f"epochs_{source}"]).astype(int).tolist() for source in sources]
+    unique = list(zip(*passes, strict=True)) if passes else [()] * len(rows)
     columns = (rows["size"].tolist(), rows["tokens"].tolist(), rows["seed"].tolist(), rates, rows[target].tolist())
-    for size, tokens, seed, rate, loss in zip(*columns, strict=True):
-        key = (size, int(tokens), int(seed), rate)
+    for size, tokens, seed, rate, loss, held in zip(*columns, unique, strict=True):
+        key = (size, int(tokens), int(seed), rate, held)
         if key in losses:
             raise ValueError(
                 f"mixture {mixture!r} has two runs of size {size}, {int(tokens):,} tokens and seed {int(seed)}, and "
@@ -194,21 +218,22 @@ def _losses(runs: Runs, mixture: str, target: str) -> dict[Key, float]:
 def _compared(
     runs: Runs, name: str, base: str, schedule: str, target: str, level: float, gap: float
 ) -> ScheduleComparison:
-    ours, theirs = _losses(runs, name, target), _losses(runs, base, target)
-    pairs: dict[tuple[str, int, str], list[Key]] = {}
+    sources = _told_apart_by(runs, (name, base))
+    ours, theirs = (_losses(runs, mixture, target, sources) for mixture in (name, base))
+    pairs: dict[tuple[str, int, str, tuple[int, ...]], list[Key]] = {}
     for key in sorted(set(ours) & set(theirs)):
-        pairs.setdefault((key[0], key[1], key[3]), []).append(key)
+        pairs.setdefault((key[0], key[1], key[3], key[4]), []).append(key)
     if not pairs:
         raise ValueError(
             f"mixtures {name!r} and {base!r} have no two runs of the same size, tokens and seed; a pair takes them"
         )
     cells, groups = [], []
-    for (size, tokens, _), keys in pairs.items():
+    for (size, tokens, _, unique), keys in pairs.items():
         groups.append([ours[key] - theirs[key] for key in keys])
         found = paired_mean(groups[-1:], level)
         static_loss = float(np.mean([theirs[key] for key in keys]))
         seeds = tuple(key[2] for key in keys)
-        cells.append(ScheduleCell(size, tokens, seeds, static_loss, found.value, found.interval))
+        cells.append(ScheduleCell(size, tokens, seeds, static_loss, found.value, found.interval, unique))
     overall = paired_mean(groups, level)
     return ScheduleComparison(
         mixture=name,

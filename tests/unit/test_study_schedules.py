@@ -153,6 +153,31 @@ def test_the_interval_is_student_s_over_pairs():
     assert (found.static, found.verdict) == ("static", "better")
 
 
+def test_runs_on_parts_of_their_sources_pair_with_the_same_part():
+    """Every cell twice, on the whole and on an eighth of both sources: pairs, and cells, by part."""
+    whole, eighth = table({10**6: [-0.011, -0.012, -0.013]}), table({10**6: [-0.031, -0.032, -0.033]})
+    columns = {}
+    for name in whole.columns:
+        columns[name] = np.concatenate([whole[name], eighth[name]])
+    columns["run_id"] = np.array([f"run-{k}" for k in range(len(columns["run_id"]))])
+    held = np.repeat([8e6, 1e6], len(whole))
+    for source in ("web", "hq"):
+        columns[f"tokens_{source}"] = columns[f"ratio_{source}"] * columns["tokens"]
+        columns[f"epochs_{source}"] = columns[f"tokens_{source}"] / held
+    (found,) = compare_schedules(Runs(columns))
+    assert [(cell.unique, cell.seeds) for cell in found.cells] == [
+        ((1_000_000, 1_000_000), (0, 1, 2)),
+        ((8_000_000, 8_000_000), (0, 1, 2)),
+    ]
+    assert [cell.difference for cell in found.cells] == pytest.approx([-0.032, -0.012])
+    assert "one pass: 1,000,000, 1,000,000 tokens" in str(found) and found.num_unpaired == 0
+    # Without counts of passes nobody can tell.
+    for source in ("web", "hq"):
+        del columns[f"epochs_{source}"]
+    with pytest.raises(ValueError, match="has two runs of size"):
+        compare_schedules(Runs(columns))
+
+
 def test_its_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     inside = 0
