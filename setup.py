@@ -47,6 +47,8 @@ EXTRAS["dev"] = sorted(
         # Its StatefulDataLoader carries our torch datasets' state.
         "torchdata>=0.11",
         "pytest>=8",
+        # Two processes take the tests' files: most of them wait for one core.
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "ruff>=0.8",
         "mypy>=1.13",

@@ -14,7 +14,7 @@ from lingua_synth.train import train
 def torchrun(num_ranks, *words):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command += ["-m", "lingua_synth.evaluate", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.slow

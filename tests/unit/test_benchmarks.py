@@ -75,7 +75,7 @@ def run(script, *arguments, **env):
     if "LINGUA_DIR" not in env:
         environment.pop("LINGUA_DIR", None)
     command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400)
 
 
 def rows(page, heading):
