@@ -9,7 +9,8 @@ byte of a run,
     effect         y(t, m) - y(t, base)             what the mixture does under one tokenizer; below 0 it helps
     interaction    effect(t, m) - effect(first, m)  whether that depends on the tokenizer
 
-each paired by size, budget and seed, with Student's t from the scatter inside cells (`paired_means.py`). Intervals of
+each paired by size, budget and seed, with Student's t from the scatter inside cells, or of seeds where the cells of a
+seed share its luck (`paired_means.py`). Intervals of
 interactions hold for all of them at once (Bonferroni): a table with many mixtures would otherwise find one that differs
 by chance. The claim is that an effect depends on the tokenizer by more than a margin:
 
@@ -32,7 +33,7 @@ from lingua_synth.scaling.fit import ScalingFit, fit
 from lingua_synth.scaling.intervals import intervals
 from lingua_synth.scaling.laws import DataLaw, JointLaw, Law
 from lingua_synth.scaling.natural import base_mixture
-from lingua_synth.scaling.paired_means import PairedMean, paired_mean
+from lingua_synth.scaling.paired_means import PairedMean, paired_mean_by_seed
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.regions import t_quantile
 from lingua_synth.scaling.runs import Runs, tokenizer_names, tokenizers
@@ -263,6 +264,11 @@ class TokenizerComparison:
         parts += [self._fertility_lines()] if self.bytes_per_token else []
         parts += [self._law_lines()] if self.laws else []
         parts += [f"note: {note}" for note in self.notes]
+        if self.num_unpaired:
+            parts.append(
+                f"note: {self.num_unpaired} runs have none under {self.tokenizers[0]} of their size, mixture, seed and "
+                f"{self.match}"
+            )
         return "\n\n".join(parts)
 
     def _cell_lines(self) -> str:
@@ -282,7 +288,8 @@ class TokenizerComparison:
     def _effect_lines(self) -> str:
         lines = [f"effect of the mixture: bits per byte less those of {self.base} (below 0: better)"]
         lines += [
-            f"  {one.tokenizer:<12} {one.mixture:<20} {_shown(one.overall)}   {one.verdict}" for one in self.effects
+            f"  {one.tokenizer:<12} {one.mixture:<20} {_shown(one.overall)}   {one.verdict:<9}{_by_cell(one.by_cell)}"
+            for one in self.effects
         ]
         return "\n".join(lines)
 
@@ -359,15 +366,22 @@ def _plain_effect(entry: Any) -> dict[str, Any]:
 
 def _shown(mean: PairedMean) -> str:
     ends = "no interval" if mean.interval is None else f"[{mean.interval[0]:+.4f}, {mean.interval[1]:+.4f}]"
-    return f"{mean.value:+.4f}  {ends:<20} {mean.num_pairs:>3} pairs"
+    counted = f"{mean.num_pairs} pairs" if mean.counts == "pairs" else f"{mean.freedom + 1} seeds"
+    return f"{mean.value:+.4f}  {ends:<20} {counted:>9}"
+
+
+def _by_cell(means: Sequence[PairedMean | None]) -> str:
+    shown = ", ".join("-" if mean is None else f"{mean.value:+.4f}" for mean in means)
+    return f"   by cell: {shown}" if len(means) > 1 else ""
 
 
 # --- a table in bytes ---
 
 
 def in_bytes(runs: Runs) -> Runs:
-    """The table in units of text: `tokens` are training bytes, `loss_<name>` nats per byte, and where there are several
-    tokenizers the mixtures are called `mixture (tokenizer)`. So laws, rankings and figures of it compare across
+    """The table in units of text: `tokens`, `tokens_<source>` and `unique_tokens_<source>` are bytes, `ratio_<source>`
+    shares of the text, `loss_<name>` nats per byte, and where there are several tokenizers the mixtures are called
+    `mixture (tokenizer)`. So laws, rankings and figures of it compare across
     tokenizers; what they call tokens is bytes. `loss_micro`, which has no counterpart, is left out.
 
     ValueError for a table without `training_bytes` or without bits per byte.
@@ -380,6 +394,14 @@ def in_bytes(runs: Runs) -> Runs:
     for name in ("tokenizer", "tokenizer_sha256"):
         columns.pop(name, None)
     columns["tokens"] = runs["training_bytes"]
+    for source in runs.sources:
+        if f"training_bytes_{source}" not in columns or f"tokens_{source}" not in columns:
+            continue
+        read, tokens = columns[f"training_bytes_{source}"], columns[f"tokens_{source}"]
+        columns[f"tokens_{source}"] = read
+        columns[f"ratio_{source}"] = read / runs["training_bytes"]
+        if (unique := f"unique_tokens_{source}") in columns:
+            columns[unique] = columns[unique] * np.divide(read, tokens, out=np.zeros(len(runs)), where=tokens > 0)
     columns |= {f"loss_{name.removeprefix('bpb_')}": runs[name] * math.log(2) for name in bits}
     if len(tokenizers(runs)) > 1:
         pairs = zip(runs["mixture"].tolist(), tokenizer_names(runs), strict=True)
@@ -409,14 +431,14 @@ class _Table:
     def of(self, tokenizer: str, mixture: str, cell: int) -> Seeds:
         return self.values.get((tokenizer, mixture, cell), {})
 
-    def differences(self, terms: Sequence[tuple[float, str, str]]) -> list[list[float]]:
-        """Per cell the sums of sign x value over `terms` (sign, tokenizer, mixture), for seeds that all of them have;
-        an empty list where there are none."""
+    def differences(self, terms: Sequence[tuple[float, str, str]]) -> list[Seeds]:
+        """Per cell and seed the sums of sign x value over `terms` (sign, tokenizer, mixture), for seeds that all of
+        them have."""
         found = []
         for cell in range(len(self.cells)):
             parts = [(sign, self.of(tokenizer, mixture, cell)) for sign, tokenizer, mixture in terms]
             seeds = sorted(set.intersection(*(set(values) for _, values in parts)))
-            found.append([math.fsum(sign * values[seed] for sign, values in parts) for seed in seeds])
+            found.append({seed: math.fsum(sign * values[seed] for sign, values in parts) for seed in seeds})
         return found
 
 
@@ -666,8 +688,8 @@ def _means(
     found = table.differences(terms)
     if not any(found):
         return None
-    by_cell = tuple(paired_mean([cell], level) if cell else None for cell in found)
-    return by_cell, paired_mean([cell for cell in found if cell], together or level)
+    by_cell = tuple(paired_mean_by_seed([cell], level) if cell else None for cell in found)
+    return by_cell, paired_mean_by_seed([cell for cell in found if cell], together or level)
 
 
 def _best(table: _Table, order: Sequence[str], mixtures: Sequence[str], level: float) -> list[BestMixtures]:

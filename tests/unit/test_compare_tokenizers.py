@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lingua_synth.scaling import Runs, compare_tokenizers, fit_study, in_bytes, load_runs, write_runs
-from lingua_synth.scaling.paired_means import paired_mean
+from lingua_synth.scaling.paired_means import paired_mean, paired_mean_by_seed
 from lingua_synth.scaling.runs import tokenizer_names, tokenizers
 from lingua_synth.study.command import main
 
@@ -173,6 +173,9 @@ def test_a_table_in_bytes_is_fitted_and_tells_the_tokenizers_apart():
     row = runs.select(run_id="hq-27k-1000000-0-bytes")
     assert row["tokens"][0] == row["training_bytes"][0] == 3.6e6
     assert row["loss_macro"][0] == pytest.approx((2.2 + 0.25) * math.log(2))
+    third = runs.select(run_id="third-27k-1000000-0-sp")
+    text = 3.6 / 3 / (3.6 / 3 + 4 * 2 / 3)
+    assert third["ratio_hq"][0] == pytest.approx(text) and third["tokens_hq"][0] == pytest.approx(3.6e6 / 3)
     assert set(fit_study(runs, num_bootstraps=0).joint) == set(runs.mixtures)
 
 
@@ -265,6 +268,34 @@ def test_the_verb_prints_and_saves(tmp_path, capsys):
     found = json.loads(save.read_text())
     assert found["interactions"][1]["mixture"] == "hq" and found["interactions"][1]["verdict"] == "supported"
     assert found["margin"] == 0.05 and len(found["cells"]) == 3
+
+
+@pytest.mark.parametrize(("num_cells", "num_seeds"), [(3, 3), (4, 2), (3, 5)])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0, 3.0])
+def test_luck_that_a_seed_s_cells_share_is_counted_once(num_cells, num_seeds, shared):
+    rng = np.random.default_rng(5)
+    inside, pooled = 0, 0
+    for _ in range(400):
+        luck = shared * rng.standard_normal(num_seeds)
+        cells = [dict(enumerate(luck + rng.standard_normal(num_seeds))) for _ in range(num_cells)]
+        low, high = paired_mean_by_seed(cells, 0.95).interval
+        inside += low <= 0 <= high
+        low, high = paired_mean([list(cell.values()) for cell in cells], 0.95).interval
+        pooled += low <= 0 <= high
+    assert 0.91 <= inside / 400 <= 0.995
+    assert pooled / 400 < 0.88 or shared < 1  # what the question is for
+
+
+def test_seeds_are_counted_where_they_stand_out():
+    cells = [{1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.1, 2: 1.9, 3: 3.1, 4: 9.0}]
+    found = paired_mean_by_seed(cells, 0.95)
+    assert (found.counts, found.freedom, found.num_pairs) == ("seeds", 2, 7)
+    # Over the three seeds that both cells have: means 1.05, 1.95, 3.05, each cell taken from its own mean.
+    half = 4.30265 * np.std([1.05, 1.95, 3.05], ddof=1) / math.sqrt(3)
+    assert found.interval == pytest.approx((found.value - half, found.value + half), rel=1e-5)
+    assert paired_mean_by_seed([{1: 1.0, 2: 2.0}, {1: 2.0, 2: 1.0}], 0.95).counts == "pairs"
+    assert paired_mean_by_seed([{1: 1.0, 2: 2.0}, {3: 1.0, 4: 2.0}], 0.95).counts == "pairs"
+    assert paired_mean_by_seed([{1: 1.0, 2: 2.0}], 0.95) == paired_mean([[1.0, 2.0]], 0.95)
 
 
 def test_the_mean_of_cells_is_student_s():
