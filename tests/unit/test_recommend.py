@@ -10,8 +10,9 @@ import pytest
 from scipy.optimize import brentq
 
 from lingua_synth.generate.cost import GenerationRate, generation_cost
-from lingua_synth.recommend import Generator, advise, training_cost
-from lingua_synth.scaling import Runs, best_ratio, fit_ratios, simulate_study
+from lingua_synth.recommend import Generator, Repeats, Surface, advise, training_cost
+from lingua_synth.scaling import Runs, best_ratio, fit_ratios, kinds_of, simulate_study
+from lingua_synth.scaling.hull import trained_places
 from lingua_synth.scaling.ratio import LIKELIER, PUBLISHED_R, likelier_by, rivals_of
 from lingua_synth.scaling.simulate import EFFECTS, NATURAL
 
@@ -427,3 +428,18 @@ def test_a_law_comes_apart_into_what_tokens_lower_and_what_they_do_not(exact):
     assert law.parts(rows, N=8e8, D=2 * tokens, r=shares)[1] == pytest.approx(data * 2**-beta, rel=1e-13)
     with pytest.raises(ValueError, match="has no U"):
         law.parts(rows, N=8e8, D=1e9, r=shares, U=1.0)
+
+
+def test_a_loss_that_repeats_never_reach_takes_infinite_tokens(exact):
+    runs, fits, N = exact
+    guess = Repeats(PUBLISHED_R, "published")
+    places = trained_places(runs, "natural", "rephrased")
+    surface = Surface.of(kinds_of(runs, "natural")["rephrased"], fits["rephrased"], places, (guess, guess), 0)
+    share, once, few = np.array([0.0, 0.0, 0.4]), np.ones(3), np.array([np.inf, 1e9, 1e9])
+    # 1e9 natural tokens are worth 16.39e9 new ones at most.
+    for budget, reached in ((10e9, [True, True, True]), (20e9, [True, False, True])):
+        loss = planted_loss(REPHRASED, N, budget, 0.0)
+        tokens = surface.tokens_for(slice(0, 1), np.array([[loss]]), N, share, once, few)[0]
+        assert np.isfinite(tokens).tolist() == reached
+        for k in np.flatnonzero(reached):
+            assert tokens[k] == pytest.approx(planted_tokens(REPHRASED, N, loss, share[k], 1.0, few[k]), rel=1e-7)
