@@ -2,7 +2,7 @@
 
     losses   static shares, a linear ramp, a late annealing, an early one, and feedback from the losses, at equal tokens
              and with paired seeds; the feedback also beside static shares of what it came to
-    cost     CPU-seconds of an optimizer step under each, beside static, measured in turn
+    cost     CPU time of reading and of an optimizer step under each, beside static, measured in turn
     shares   what was read against what was asked for
 
 Needs the token shards of a finished `lingua-synth quickstart`, whose synthetic text its own small models wrote.
@@ -21,25 +21,29 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from measure import ONE_THREAD, Page, goal_line, origin, public_arguments, versions
+from measure import ONE_THREAD, Page, goal_line, origin, public_arguments, ratio, spread, versions
 
 os.environ.update(ONE_THREAD)  # before torch is imported
 
 from lingua_synth.config import build_args
+from lingua_synth.mixture import MixtureLoader
+from lingua_synth.mixture.args import build_feedback, build_mixture
+from lingua_synth.mixture.feedback import Feedback
 from lingua_synth.scaling import compare_schedules, load_runs, write_runs
 from lingua_synth.scaling.schedules import ScheduleComparison
 from lingua_synth.study import LaunchArgs, StudyArgs, launch, plan_study
 from lingua_synth.study.board import queue
 from lingua_synth.study.collect import collect
 from lingua_synth.study.plan import PlannedRun
+from lingua_synth.tokens import TokenSource
 from lingua_synth.train import train
 from lingua_synth.train.folder import METRICS
+from lingua_synth.train.inputs import sequences_left
 from lingua_synth.train.metrics import read_metrics
 
 STEP_TOKENS = 2048
-GOAL_RATIO = 1.05
-"""A step whose shares change may cost so much of a static one."""
-GOAL_FEEDBACK = 1.10
+GOAL_SHARE = 1
+"""Per cent of a step that changing its shares may cost."""
 REFERENCE_SEED = 1000
 """Of the run that sets the references of the feedback; no seed of the comparison."""
 
@@ -180,45 +184,83 @@ def verdict(one: ScheduleComparison) -> str:
 
 
 def cost(args: argparse.Namespace, page: Page) -> None:
-    """CPU-seconds of a step: a long run less a short one, so that start and end fall out; all kinds in turn."""
+    """What changing shares costs: reading alone, and whole optimizer steps; all kinds in turn."""
     short, long = (int(count) for count in args.steps.split(","))
-    interval = max(1, short // 2) * STEP_TOKENS
-    kinds = STATIC | SCHEDULES | feedback_mixture({"natural": 1.0, "synthetic": 1.0}, interval)
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    every = max(1, args.budget // STEP_TOKENS // args.intervals)
+    # Intervals of the timed runs are shorter, so that they have some.
+    timed = STATIC | SCHEDULES | feedback_mixture({"natural": 1.0, "synthetic": 1.0}, max(1, short // 2) * STEP_TOKENS)
+    size = args.sizes.split(",")[0]
+    reading: dict[str, list[float]] = {name: [] for name in timed}
+    steps: dict[str, list[float]] = {name: [] for name in timed}
     with tempfile.TemporaryDirectory() as folder:
         runs: dict[tuple[str, int], PlannedRun] = {}
-        for steps in (short, long):
-            for run in study(args, Path(folder), kinds, budgets=[steps * STEP_TOKENS], seeds=[1],
-                             sizes=args.sizes.split(",")[:1]):  # fmt: skip
-                runs[run.args.synth.mixture, steps] = run
-        for lap in range(args.rounds + 1):
-            for name in kinds:
-                used = [_seconds(runs[name, steps], Path(folder) / f"{lap}") for steps in (short, long)]
+        for count in (short, long):
+            few = {"synth": {"evaluation": {"max_tokens_per_domain": 200}}}
+            planned = study(
+                args, Path(folder), timed, budgets=[count * STEP_TOKENS], seeds=[1], sizes=[size], train=few
+            )
+            runs |= {(run.args.synth.mixture, count): run for run in planned}
+        for lap in range(args.reading_rounds + 1):
+            for name in timed:
+                seconds = _reading_seconds(runs[name, short], args.read, every)
                 if lap:  # the first warms up
-                    seconds[name].append((used[1] - used[0]) / (long - short))
-    page.text("## Cost of a step")
-    size = args.sizes.split(",")[0]
+                    reading[name].append(1e6 * seconds / args.read)
+        for lap in range(args.rounds + 1):
+            for name in timed:
+                used = [_seconds(runs[name, count], Path(folder) / f"{lap}") for count in (short, long)]
+                if lap:
+                    steps[name].append(1000 * (used[1] - used[0]) / (long - short))
+    step_ms = median(steps["static"])
+    page.text("## Cost")
     page.text(
-        f"CPU-milliseconds of an optimizer step of {STEP_TOKENS:,} tokens, {size}, one thread: runs of {long} steps "
-        f"less runs of {short}, median of {args.rounds} rounds after one to warm up; beside static in the same round. "
-        f"The feedback decides every {interval // STEP_TOKENS} steps, far more often than it would."
+        f"*Reading*: CPU-microseconds a sequence of 128 tokens, the loader alone, {args.read:,} sequences in steps of "
+        f"16, median of {args.reading_rounds} rounds; the feedback decides every {every} steps, as above. *Of a step*: "
+        f"what that is more than static, of the {step_ms:.1f} CPU-milliseconds that a step of {STEP_TOKENS:,} tokens "
+        f"takes with {size}. *Steps*: whole steps beside static in the same round, runs of {long} steps less runs of "
+        f"{short}, median (smallest-largest) of {args.rounds}, the feedback deciding every {max(1, short // 2)} steps."
     )
-    ratios = {
-        name: median(a / b for a, b in zip(values, seconds["static"], strict=True)) for name, values in seconds.items()
+    extra = {
+        name: 100 * 16 * (median(values) - median(reading["static"])) / 1000 / step_ms
+        for name, values in reading.items()
     }
     page.table(
-        ["shares", "ms a step", "beside static"],
-        [[name, f"{1000 * median(values):.1f}", f"x {ratios[name]:.3f}"] for name, values in seconds.items()],
-    )
-    scheduled = max(ratio for name, ratio in ratios.items() if name not in ("static", "feedback"))
+        ["shares", "reading, us", "beside static", "of a step, %", "steps beside static"],
+        [
+            [name, f"{median(values):.2f}", f"x {ratio(values, reading['static']):.2f}", f"{extra[name]:+.2f}",
+             spread([one / other for one, other in zip(steps[name], steps["static"], strict=True)], 3)]
+            for name, values in reading.items()
+        ],
+    )  # fmt: skip
+    dearest = max(share for name, share in extra.items() if name not in ("static", "feedback"))
     page.table(
         ["", "goal", "measured", ""],
         [
-            goal_line("schedules, dearest", f"x {scheduled:.3f}", f"<= x {GOAL_RATIO}", scheduled <= GOAL_RATIO),
-            goal_line("feedback", f"x {ratios['feedback']:.3f}", f"<= x {GOAL_FEEDBACK}",
-                      ratios["feedback"] <= GOAL_FEEDBACK),
+            goal_line(f"{name}, of a step", f"{share:.2f} %", f"<= {GOAL_SHARE} %", share <= GOAL_SHARE)
+            for name, share in (("schedules", dearest), ("feedback", extra["feedback"]))
         ],
-    )  # fmt: skip
+    )
+
+
+def _reading_seconds(run: PlannedRun, num_sequences: int, every: int) -> float:
+    """CPU-seconds of reading so many sequences by the run's mixture, with its decisions where it has feedback."""
+    synth = run.args.synth
+    sources = {name: TokenSource(source.path) for name, source in synth.sources.items()}
+    mixture = build_mixture(synth.sources, synth.stages, synth.on_exhaustion)
+    loader = MixtureLoader(sources, mixture, seq_len=128, batch_size=16, num_sequences=num_sequences)
+    feedback = None
+    if synth.feedback.every_tokens is not None:
+        rule = build_feedback(synth.feedback, mixture.ratios, 128, synth.on_exhaustion)
+        assert rule is not None, "an interval is set"
+        feedback = Feedback(rule, mixture.ratios, sequences_left(mixture, loader.num_windows, {}))
+    before = time.process_time()
+    for step in range(1, num_sequences // 16 + 1):
+        next(loader)
+        if feedback is not None:
+            feedback.observe({"natural": (5.0 * 1536, 1536), "synthetic": (5.0 * 512, 512)})
+            if step % every == 0 and step * 16 < num_sequences:
+                read = {name: account.sequences for name, account in loader.accounting().items()}
+                loader.change_ratios(feedback.decide(sequences_left(loader.mixture, loader.num_windows, read)))
+    return time.process_time() - before
 
 
 def _seconds(run: PlannedRun, folder: Path) -> float:
@@ -289,8 +331,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--budget", type=int, default=524_288, help="training tokens of every run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--intervals", type=int, default=8, help="intervals of the feedback")
-    parser.add_argument("--steps", default="32,160", help="steps of the short and the long run that are timed")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--read", type=int, default=8192, help="sequences of 128 tokens that are read, in tens of steps"
+    )
+    parser.add_argument("--reading-rounds", type=int, default=9)
+    parser.add_argument("--steps", default="16,112", help="steps of the short and the long run that are timed")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="runs trained at a time")
     parser.add_argument("--evaluation-tokens", type=int, default=20_000, help="per domain")
     parser.add_argument("--work", help="folder of the runs, kept; a temporary one by default")

@@ -196,6 +196,7 @@ def test_dynamic_mixing_prints_and_writes_its_tables(quickstart, tmp_path):
     done = run(
         "dynamic_mixing.py", "--shards", quickstart, "--sizes", "nano-27k", "--budget", 16384, "--intervals", 4,
         "--seeds", 1, "--steps", "1,2", "--rounds", 1, "--workers", 1, "--evaluation-tokens", 300, "--out", page,
+        "--read", 256, "--reading-rounds", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     written = page.read_text()
@@ -210,7 +211,10 @@ def test_dynamic_mixing_prints_and_writes_its_tables(quickstart, tmp_path):
     expected = ("static", "ramp", "late annealing", "early", "feedback", alike.removeprefix("feedback, beside "))
     assert {name: row[2] for name, row in off.items()} == dict.fromkeys(expected, "0")
     assert off["feedback"][:2] == ["1", "4"], "a run of four intervals"
-    assert rows(written, "Cost of a step")["static"][1] == "x 1.000"
+    costs = rows(written, "Cost")
+    assert (costs["static"][1], costs["static"][3]) == ("x 1.00", "1.000")
+    assert set(costs) == {"static", "ramp", "late annealing", "early", "feedback"}
+    assert all(float(row[0]) > 0 for row in costs.values())
     assert str(quickstart) not in written
 
 
