@@ -156,6 +156,8 @@ def plan_repeats(
             f"{len(runs)} runs{where} do not determine {law.formula}: plan at least 3 budgets, and two or more "
             "parts of the sources (grids.<name>.parts)"
         )
+        if min(args.B, args.A if is_joint else args.B) <= 0:
+            reason = f"design.B, and with several sizes design.A, are above 0; they are {args.B:g} and {args.A:g}"
         return dataclasses.replace(found, reason=reason)
     found = dataclasses.replace(found, design=design)
     # With match_repetition the part follows from the budget: there is no part to choose.

@@ -161,6 +161,9 @@ def test_what_a_plan_cannot_tell_of_repeats():
     one = planned(budgets=[2**22])
     assert one.design is None and one.repeats.design is None and one.repeats.num_repeating == 2
     assert "do not determine L = E_at_N + B/D'^beta" in one.repeats.reason and "repeats: 2 of the runs" in str(one)
+    zero = planned(sizes=["nano-27k", "nano-56k", "nano-107k"], design={"A": 0.0})
+    assert "design.A, are above 0; they are 2143 and 0" in zero.repeats.reason
+    assert planned(design={"A": 0.0}).repeats.design is not None
     # Passes of under two: R_D is not seen, what they are worth is.
     weak = planned(parts=["1/4", "1/3", "1/2", 1])
     assert weak.repeats.factor > 3 and "R_D will be weakly identified" in str(weak)
