@@ -508,7 +508,7 @@ def test_scale_prints_its_tables_and_holds_every_rank_to_the_plan(tmp_path):
     done = run(
         "scale.py", "--work", tmp_path / "work", "--out", tmp_path / "page.md", "--sections",
         "index,ranks,leases,study", "--tokens", 2**30, "--file-bits", 25, "--batches", 2,
-        "--ranks", 16, 64, "--processes", 2, "--units", 50, "--seconds", 0.5, "--whole", "5,0", "40,10", "--seeds", 1,
+        "--ranks", 16, 64, "--processes", 2, "--units", 50, "--seconds", 0.5, "--whole", "5,10", "40,10", "--seeds", 1,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.md").read_text()

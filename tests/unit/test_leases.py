@@ -118,3 +118,20 @@ def test_processes_that_leave_while_another_comes_do_not_disturb_it(tmp_path, mo
         assert leases.claim("a") == 1
         (tmp_path / ".left-long-ago").write_text("{}")
         assert workers_here(tmp_path) == [leases.worker]
+
+
+def test_a_look_at_many_claims_asks_the_file_systems_clock_once(tmp_path, monkeypatch):
+    for i in range(50):
+        (tmp_path / f"{i}").mkdir()
+        (tmp_path / f"{i}" / "1").write_text(json.dumps({"worker": "w", "host": "elsewhere", "pid": 1}))
+    touched = []
+    real = os.utime
+    monkeypatch.setattr(os, "utime", lambda path, *times: (touched.append(path), real(path, *times))[1])
+    with Leases(tmp_path) as leases:
+        assert all(leases.is_held(f"{i}") for i in range(50))
+        assert len(touched) <= 2
+        # An hour ahead of this machine's clock, as another machine's file system may be.
+        ahead = time.time() + 3600
+        monkeypatch.setattr(os, "utime", lambda path, times=(ahead, ahead): real(path, times))
+        time.sleep(1.1)
+        assert not leases.is_held("0")
