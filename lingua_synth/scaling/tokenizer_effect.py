@@ -413,8 +413,9 @@ def _refuse_missing(runs: Runs, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in runs.columns]
     if missing:
         raise ValueError(
-            f"the runs table has no column {', '.join(missing)}, so how much text its runs read is not known; collect "
-            "the run folders again (runs before 0.5 do not say it: add the column by hand)"
+            f"the runs table has no column {', '.join(missing)}, and tokenizers are compared by {', '.join(names)}; "
+            "collect the run folders again (training_bytes, the text that a run read, is of runs since 0.5: for others "
+            "add it by hand)"
         )
 
 
@@ -502,7 +503,7 @@ def compare_tokenizers(
         raise ValueError(
             f"no two runs of {first} and {', '.join(order[1:])} have the same size, mixture, seed and {match} (to "
             f"{100 * tolerance:g} %); plan such a study with `tokenizers` and match={match} (docs/tokenizers.md), or "
-            "compare by another match="
+            "compare by what this one has equal, bytes, tokens or flops (match=; of `study compare-tokenizers` by=)"
         )
     for name, mixture in itertools.product(order, others):
         if found := _means(table, ((1, name, mixture), (-1, name, base)), level):

@@ -45,6 +45,7 @@ from lingua_synth.study.vocabularies import (
     Vocabulary,
     domain_paths,
     read_vocabularies,
+    refuse_other_domains,
     refuse_shared_settings,
     refuse_tokenizer_names,
 )
@@ -383,6 +384,7 @@ class StudyPlanner:
         evaluation = args.synth.evaluation
         if len(self.vocabularies) > 1:
             refuse_shared_settings(args, name, self.study.tokenizers[name].train)
+            refuse_other_domains(self.study, evaluation.domains)
         placed = dataclasses.replace(evaluation, domains=domain_paths(self.study, name, evaluation.domains))
         return dataclasses.replace(args, synth=dataclasses.replace(args.synth, evaluation=placed))
 

@@ -59,10 +59,10 @@ class Vocabulary:
         """UTF-8 bytes of text per token. ValueError where there are no shards and none is declared."""
         found = self.rates[source]
         if found is None:
-            where = f"tokenizers.{self.name}.bytes_per_token.{source}" if self.name else "its shards"
             raise ValueError(
                 f"how much text a token of source {source!r} is under the tokenizer {self.name!r} is not known: make "
-                f"its shards (`lingua-synth study tokenize`), or declare it to plan with, {where}=4.2"
+                "its shards (`lingua-synth study tokenize`), or declare it to plan with, "
+                f"tokenizers.{self.name}.bytes_per_token.{source}=4.2"
             )
         return found
 
@@ -129,7 +129,8 @@ def _read(
     study: StudyArgs, name: str, args: StudyTokenizerArgs | None, draft: bool, reference: Vocabulary | None
 ) -> Vocabulary:
     paths = shard_paths(study, name)
-    manifests = {source: _manifest(source, path, draft) for source, path in paths.items()}
+    verb = "lingua-synth study tokenize" if name else "lingua-synth tokenize"
+    manifests = {source: _manifest(source, path, draft, verb) for source, path in paths.items()}
     declared = args.bytes_per_token if args is not None else {}
     rates: dict[str, Fraction | None] = {}
     for source, manifest in manifests.items():
@@ -158,7 +159,7 @@ def _read(
     return Vocabulary(name, paths, manifests, available, rates, entries)
 
 
-def _manifest(name: str, folder: str, draft: bool) -> dict[str, Any] | None:
+def _manifest(name: str, folder: str, draft: bool, verb: str) -> dict[str, Any] | None:
     """The manifest of a source's shards; a draft does without those that are not there."""
     path = Path(folder) / MANIFEST
     if draft and (not folder or not path.is_file()):
@@ -168,7 +169,7 @@ def _manifest(name: str, folder: str, draft: bool) -> dict[str, Any] | None:
     try:
         return read_json(path)
     except ValueError as error:
-        raise ValueError(f"source {name!r}: {error}; make its shards with `lingua-synth tokenize`") from None
+        raise ValueError(f"source {name!r}: {error}; make its shards with `{verb}`") from None
 
 
 def _refuse_other_vocabulary(vocabulary: Vocabulary, args: StudyTokenizerArgs) -> None:
@@ -194,15 +195,32 @@ def _refuse_other_vocabulary(vocabulary: Vocabulary, args: StudyTokenizerArgs) -
 def _refuse_other_documents(reference: Vocabulary, other: Vocabulary) -> None:
     for source, manifest in other.manifests.items():
         theirs = reference.manifests[source]
-        if manifest is None or theirs is None:
-            continue
-        different = [f"{key} {theirs[key]:,} and {manifest[key]:,}" for key in ("documents", "bytes")
-                     if theirs[key] != manifest[key]]  # fmt: skip
-        if different:
-            raise ValueError(
-                f"source {source!r} holds other documents under {reference.name!r} than under {other.name!r} "
-                f"({', '.join(different)}); tokenize the same documents with both (`lingua-synth study tokenize`)"
-            )
+        if manifest is not None and theirs is not None:
+            _refuse_unequal(f"source {source!r}", (reference.name, theirs), (other.name, manifest))
+
+
+def refuse_other_domains(study: StudyArgs, domains: Mapping[str, str]) -> None:
+    """ValueError where the shards of a domain are of other documents under one tokenizer than under the first: its bits
+    per byte would not compare. Shards that are not there yet are not judged. `domains`: the training config's."""
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name in study.tokenizers:
+        for domain, folder in domain_paths(study, name, domains).items():
+            path = Path(folder) / MANIFEST
+            if path.is_file():
+                manifest = read_json(path)
+                _refuse_unequal(f"domain {domain!r}", first.setdefault(domain, (name, manifest)), (name, manifest))
+
+
+def _refuse_unequal(what: str, one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> None:
+    (first, theirs), (second, ours) = one, other
+    different = [
+        f"{key} {theirs[key]:,} and {ours[key]:,}" for key in ("documents", "bytes") if theirs[key] != ours[key]
+    ]
+    if different:
+        raise ValueError(
+            f"{what} holds other documents under {first!r} than under {second!r} ({', '.join(different)}); tokenize "
+            "the same documents with both (`lingua-synth study tokenize`)"
+        )
 
 
 def _refuse_one_vocabulary_twice(vocabularies: Mapping[str, Vocabulary]) -> None:

@@ -272,6 +272,14 @@ def test_shards_of_other_documents_or_of_one_vocabulary_are_refused(study, token
         ValueError, match=r"source 'natural' holds other documents under 'bytes' than under 'sp' \(bytes"
     ):
         plan_study(study({"tokenizers": {"sp": {"sources": {"natural": str(tmp_path / "other")}}}}))
+    domain = {"tokenizers": {"sp": {"domains": {"near": str(tmp_path / "other")}}}}
+    with pytest.raises(ValueError, match="domain 'near' holds other documents under 'bytes' than under 'sp'"):
+        plan_study(study(domain))
+    gone = {"sources": {"natural": {"path": str(tmp_path / "gone" / "{tokenizer}")}}}
+    with pytest.raises(
+        ValueError, match=r"source 'natural': no file .*make its shards with `lingua-synth study tokenize`"
+    ):
+        plan_study(study(gone))
     with pytest.raises(ValueError, match="in it, and the study names no tokenizers"):
         plan_study(build_args(StudyArgs, {key: value for key, value in tokenized[0].items() if key != "tokenizers"}))
 
