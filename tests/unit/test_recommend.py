@@ -197,6 +197,8 @@ def test_with_noise_the_intervals_hold_what_was_planted(noisy):
         assert one.interval[0] - 0.01 <= saving <= one.interval[1] + 0.01
         assert one.ratio_interval[0] - 0.02 <= share <= one.ratio_interval[1] + 0.02
         assert set(one.under) == {"mixture", "log_quadratic"}
+        # The rate as it was measured, not as a resample draws it.
+        assert one.saving == pytest.approx(1 - one.plan.cost / found.decision.natural.cost, abs=1e-12)
     dear = ask(noisy, num_runs=20, error=0.3)
     spread = [found.decision.kinds[0].interval for found in (found, dear)]
     assert spread[1][1] - spread[1][0] > spread[0][1] - spread[0][0]
