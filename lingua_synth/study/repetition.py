@@ -23,13 +23,10 @@ from lingua_synth.model.counts import count_parameters, in_words
 from lingua_synth.scaling import RepetitionLaw, expected_errors, next_runs
 from lingua_synth.scaling.design import Design, NextRuns
 from lingua_synth.scaling.repeats import WEAK_FACTOR
+from lingua_synth.scaling.repetition_fits import EVEN, FEWEST_SIZES, PASSES
 from lingua_synth.study.args import DesignArgs
 from lingua_synth.study.plan import PlannedRun
 
-FEWEST_SIZES = 3
-PASSES = (2.0, 4.0, 8.0, 16.0, 32.0)
-EVEN = 1.02
-"""Sources whose passes differ by less than this factor, rounding to whole windows, are passed over alike."""
 REPEATS = 1.01
 """From so many passes on a run counts as one that repeats tokens."""
 
