@@ -301,7 +301,10 @@ class TokenizerComparison:
             f"{first}{together})"
         ]
         for one in self.interactions:
-            lines.append(f"  {one.tokenizer:<12} {one.mixture:<20} {_shown(one.overall)}   {one.verdict}: {one.why}")
+            lines.append(
+                f"  {one.tokenizer:<12} {one.mixture:<20} {_shown(one.overall)}   {one.verdict}: {one.why}"
+                + _by_cell(one.by_cell)
+            )
         return "\n".join(lines)
 
     def _best_lines(self) -> str:
