@@ -331,12 +331,13 @@ class Worker:
     def _candidates(self) -> Iterator[int]:
         """Shards that may be free, in order; where others are at work, the next few in any order."""
         self._look()
-        before = len(self._whole)
-        yield from self._free_shards()
-        if len(self._whole) > before:  # what was known was old, and shards were passed over
-            self._list()
-            self._count_whole()
+        while True:
+            num_known = len(self._whole)
             yield from self._free_shards()
+            if len(self._whole) == num_known:
+                return
+            self._list()  # what was known was old, and shards may have been passed over
+            self._count_whole()
 
     def _free_shards(self) -> Iterator[int]:
         """As `_candidates`, by what is known; leaves a stretch of which the first `MOST_STALE` are whole by now."""
