@@ -196,8 +196,7 @@ def main(argv: list[str]) -> int:
                     measured = ratio(own, rates["the plain loop in C, 1 thread"])
                     goals.append([f"{kind}, in memory: of the loop in C", "-", f"{measured:.2f}", "-"])
             shutil.rmtree(folder)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], goals)
+    page.goals(goals)
     page.text(
         "A count is a read, an addition and a write for each token, at an address that the token decides; in memory a "
         "core reads 64 bytes in the time of a few of these. Where the loop in C stands far below half a pass, no count "

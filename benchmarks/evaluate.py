@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from answering import answer_all, failure, take_output
-from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, spread, versions
+from measure import ROOT, LeftOut, Page, Worker, at_least, goal_line, origin, public_arguments, ratio, spread, versions
 
 from lingua_synth.documents import Document
 from lingua_synth.evaluate.protocol import build_protocol
@@ -278,9 +278,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         for name in getattr(args, option).split(","):
             if name not in known:
                 parser.error(f"--{option} is of {' and '.join(known)}, got {name!r}")
-    for name, least in (("rounds", 1), ("tokens", 1000), ("batch_tokens", SEQ_LEN)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    at_least(parser, args, rounds=1, tokens=1000, batch_tokens=SEQ_LEN)
     return args
 
 
@@ -312,11 +310,8 @@ def main(argv: Sequence[str]) -> int:
         for dtype in args.dtypes.split(",")
     ]
     measure(page, goals, cases, work, args.rounds, not args.without_harness)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], goals)
-    page.text(f"The run took {time.perf_counter() - start:,.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.goals(goals)
+    page.end(start, args.out)
     return 0
 
 

@@ -24,7 +24,7 @@ from statistics import median
 from typing import Any
 
 from answering import answer_all, measured, take_output
-from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, spread, versions
+from measure import ROOT, LeftOut, Page, Worker, at_least, goal_line, origin, public_arguments, ratio, spread, versions
 
 from lingua_synth.documents import Document, read_documents, write_documents
 from lingua_synth.files import atomic_file
@@ -525,11 +525,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--python takes PEER=PATH with one of {', '.join(PEERS)}, got {one!r}")
         if not Path(path).exists():
             parser.error(f"--python {peer}: there is no {path}")
-    for name in ("documents", "requests", "window", "rounds", "vllm_requests", "vllm_rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.latency < 0:
-        parser.error(f"--latency must be at least 0, got {args.latency}")
+    at_least(parser, args, documents=1, requests=1, window=1, rounds=1, vllm_requests=1, vllm_rounds=1, latency=0)
     return args
 
 
@@ -548,11 +544,8 @@ def main(argv: Sequence[str]) -> int:
     measure_alone(page, goals, work, args.documents, args.rounds)
     measure_server(page, goals, work, args, pythons)
     measure_vllm(page, goals, work, args, pythons)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], goals)
-    page.text(f"The run took {time.perf_counter() - start:,.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.goals(goals)
+    page.end(start, args.out)
     return 0
 
 

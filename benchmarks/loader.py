@@ -32,6 +32,7 @@ from measure import (
     LeftOut,
     Page,
     Worker,
+    at_least,
     describe_lingua,
     goal_line,
     origin,
@@ -505,9 +506,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if not os.access(path, os.X_OK):
             parser.error(f"--python {pair}: {path} is no program")
         args.pythons[name] = path
-    for name, least in (("rounds", 1), ("seq_len", 8), ("positions", 1000), ("mtok", 0.01), ("share_mtok", 0.01)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
+    at_least(parser, args, rounds=1, seq_len=8, positions=1000, mtok=0.01, share_mtok=0.01)
     return args
 
 
@@ -538,14 +537,11 @@ def main(argv: Sequence[str]) -> int:
     start = time.perf_counter()
     for section in args.sections:
         measures[section](bench)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], bench.goals)
+    page.goals(bench.goals)
     measured = [bench.versions[name] for name in bench.versions if name not in ("contiguous", "exact-mix")]
     if lingua_dir:
         measured.append(describe_lingua(lingua_dir))
-    page.text(f"Measured: {', '.join(dict.fromkeys(measured))}. The run took {time.perf_counter() - start:,.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.end(start, args.out, f"Measured: {', '.join(dict.fromkeys(measured))}. ")
     return 0
 
 

@@ -7,6 +7,7 @@ is the median over the rounds, a ratio the median of the rounds' ratios.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import hashlib
@@ -16,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -143,11 +145,29 @@ class Page:
         """A table; the first column is words, the others are numbers."""
         self.text(*markdown_table(head, list(rows)))
 
+    def goals(self, rows: Iterable[Sequence[str]]) -> None:
+        """What was asked for, what was measured, and whether it was met: rows of `goal_line`."""
+        self.text("## Goals")
+        self.table(["", "goal", "measured", ""], rows)
+
+    def end(self, start: float, out: str | None, said: str = "") -> None:
+        """The last line, with the time since `start` (of `time.perf_counter`); written to `out`, where it is given."""
+        self.text(f"{said}The run took {time.perf_counter() - start:,.0f} s.")
+        if out:
+            self.write(out)
+
     def write(self, path: str | Path) -> None:
         """Write the page."""
         with atomic_file(path) as file:
             file.write("\n\n".join(self._parts) + "\n")
         print(f"written: {path}")
+
+
+def at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **limits: float) -> None:
+    """Exit code 2 with a message for the first of these arguments that is below its limit."""
+    for name, limit in limits.items():
+        if getattr(args, name) < limit:
+            parser.error(f"--{name.replace('_', '-')} must be at least {limit}, got {getattr(args, name)}")
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -176,8 +176,7 @@ def goals(args: argparse.Namespace, results: dict[str, dict[str, Any]], above: f
     if "published procedure" in results:
         times = ratio(results["published procedure"]["bootstrap"], ours["bootstrap"])
         rows.append(goal_line("resamples, published procedure to ours", f"x {times:.0f}", ">= 100", times >= 100))
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], rows)
+    page.goals(rows)
 
 
 def main(argv: Sequence[str]) -> int:

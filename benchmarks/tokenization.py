@@ -22,7 +22,19 @@ from statistics import median
 from typing import Any
 
 from corpus import BYTES_PER_TOKEN, SOURCES, build_text, find_tokenizer, validate_text
-from measure import ROOT, LeftOut, Page, Worker, describe_lingua, goal_line, origin, public_arguments, ratio, spread
+from measure import (
+    ROOT,
+    LeftOut,
+    Page,
+    Worker,
+    at_least,
+    describe_lingua,
+    goal_line,
+    origin,
+    public_arguments,
+    ratio,
+    spread,
+)
 
 from lingua_synth.tokens import Tokenizer
 from lingua_synth.tokens.workers import count_cores
@@ -235,9 +247,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=20, help="compare the ids of every so many-th document")
     parser.add_argument("--out", metavar="FILE.md", help="write the page there as well")
     args = parser.parse_args(argv)
-    for name, least in (("rounds", 1), ("every", 1), ("mtok", 0.01)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    at_least(parser, args, rounds=1, every=1, mtok=0.01)
     return args
 
 
@@ -289,12 +299,9 @@ def main(argv: Sequence[str]) -> int:
     if path:
         measure_encoders(page, small, path, args.rounds)
     if goals:
-        page.text("## Goals")
-        page.table(["", "goal", "measured", ""], goals)
+        page.goals(goals)
     of_lingua = f"Beside {describe_lingua(lingua_dir)}. " if lingua_dir else ""
-    page.text(f"{of_lingua}The run took {time.perf_counter() - start:,.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.end(start, args.out, of_lingua)
     return 1 if any(goal[0] == "ids" and goal[-1] != "met" for goal in goals) else 0
 
 

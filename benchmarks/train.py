@@ -28,6 +28,7 @@ from measure import (
     LeftOut,
     Page,
     Worker,
+    at_least,
     describe_lingua,
     goal_line,
     origin,
@@ -361,9 +362,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             preset(name)
         except ValueError as error:
             parser.error(str(error))
-    for name, least in (("rounds", 1), ("batch", 1), ("steps", 10)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    at_least(parser, args, rounds=1, batch=1, steps=10)
     return args
 
 
@@ -393,12 +392,9 @@ def main(argv: Sequence[str]) -> int:
     measure_plain(page, goals, plain, work, args.rounds, args.steps)
     on_gpu = [Case(size, "bf16", 4096, args.batch, 8, LLAMA3_WORDS, True, "cuda") for size in args.sizes.split(",")]
     measure_presets(page, goals, on_gpu, work, lingua_dir)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], goals)
+    page.goals(goals)
     of_lingua = f"Beside {describe_lingua(lingua_dir)}. " if lingua_dir and device == "cuda" else ""
-    page.text(f"{of_lingua}The run took {time.perf_counter() - start:,.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.end(start, args.out, of_lingua)
     return 0
 
 

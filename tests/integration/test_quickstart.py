@@ -168,7 +168,9 @@ class Rephraser(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_a_real_server_rephrases_instead(documents, tmp_path):
+def test_a_real_server_rephrases_instead(tmp_path):
+    documents = tmp_path / "few.jsonl"
+    write_documents(documents, make_documents(7, 200, words=(40, 120)))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Rephraser)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from runs_grid import BUDGETS, GRID_D, GRID_N
 
 from lingua_synth.scaling import (
     DataLaw,
@@ -17,9 +18,6 @@ from lingua_synth.scaling import (
 )
 from lingua_synth.scaling.regions import falling_region, region_around, t_quantile
 
-SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
-BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
-GRID_N, GRID_D = (axis.ravel() for axis in np.meshgrid(SIZES, BUDGETS))
 LAW = JointLaw()
 BASE = {"E": 1.95, "A": 410.0, "B": 1500.0, "alpha": 0.34, "beta": 0.33}
 BETTER = BASE | {"E": 1.92, "A": 412.0, "B": 1400.0}

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from runs_grid import TRUTH
 
 from lingua_synth.scaling import (
     DataLaw,
@@ -20,7 +21,6 @@ from lingua_synth.scaling import (
 from lingua_synth.scaling.coverage import _auto, _design, _fit_all, _quantities, _resampled, draw_errors
 from lingua_synth.scaling.refits import Tables
 
-TRUTH = {"E": 1.9, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.33}
 OTHER = {"E": 1.95, "A": 400.0, "B": 1400.0, "alpha": 0.34, "beta": 0.335}
 
 

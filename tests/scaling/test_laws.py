@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
+from runs_grid import BUDGETS, GRID_D, GRID_N
 
 from lingua_synth.scaling import DataLaw, FunctionLaw, JointLaw, KaplanLaw, RectifiedLaw, TiedLaw, fit, solver
 from lingua_synth.scaling.laws import Law
 
-SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
-BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
-GRID_N, GRID_D = (axis.ravel() for axis in np.meshgrid(SIZES, BUDGETS))
 JOINT = {"E": 1.9, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.33}
 TRUTHS = [
     (TiedLaw(), {"E": 1.7, "A": 150.0, "B": 600.0, "alpha": 0.29}),

@@ -4,15 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from runs_grid import GRID_D, GRID_N
 
 from lingua_synth.scaling import InteractionLaw, JointLaw, KaplanLaw, fit_mixtures, solver
 from lingua_synth.scaling.pooled import _mean_and_spread
 from lingua_synth.scaling.pooled_laws import ExponentPrior, SharedExponents
 from lingua_synth.scaling.ranking import rank_values
 
-SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
-BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
-GRID_N, GRID_D = (axis.ravel() for axis in np.meshgrid(SIZES, BUDGETS))
 LAW = JointLaw()
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from runs_grid import BUDGETS, GRID_D, GRID_N, TRUTH
 from scipy import stats
 
 from lingua_synth.scaling import (
@@ -14,11 +15,6 @@ from lingua_synth.scaling import (
     prediction_interval,
     rolling_errors,
 )
-
-SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
-BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
-GRID_N, GRID_D = (axis.ravel() for axis in np.meshgrid(SIZES, BUDGETS))
-TRUTH = {"E": 1.9, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.33}
 
 
 def joint(noise=0.003, seed=0, law=None, order=slice(None)):

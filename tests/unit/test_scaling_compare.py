@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from runs_grid import BUDGETS, GRID_D, GRID_N, SIZES
 
 from lingua_synth.scaling import (
     DataLaw,
@@ -14,10 +15,6 @@ from lingua_synth.scaling import (
     holdout,
     speedup,
 )
-
-SIZES = np.array([1e8, 2e8, 5e8, 1e9, 2e9, 3e9])
-BUDGETS = np.array([1e9, 2e9, 5e9, 1e10, 2e10, 5e10, 1e11])
-GRID_N, GRID_D = (axis.ravel() for axis in np.meshgrid(SIZES, BUDGETS))
 
 
 def data_fit(E, B, beta, D=BUDGETS):
