@@ -73,6 +73,11 @@ def calibrate(study: StudyArgs, args: CalibrateArgs) -> dict[str, float]:
             continue  # reaches the same FLOP/s, by which the plan knows its speed
         if size not in largest or run.steps > largest[size].steps:
             largest[size] = run
+    if not largest:
+        raise ValueError(
+            f"sizes are measured under the study's first tokenizer, {planner.reference}, and no run has it; put "
+            "another one first"
+        )
     if unknown := [size for size in args.at if size not in largest]:
         raise ValueError(f"at names {', '.join(unknown)}; the study's sizes are {', '.join(largest)}")
     chosen = args.at or list(largest)

@@ -15,6 +15,7 @@ from lingua_synth.model.counts import flops_per_token
 from lingua_synth.scaling import load_runs
 from lingua_synth.study import StudyArgs, plan_study
 from lingua_synth.study.args import parse_study
+from lingua_synth.study.calibrate import CalibrateArgs, calibrate
 from lingua_synth.study.command import main
 from lingua_synth.study.matching import in_decimals, match_budget, share_of_bytes, share_of_tokens
 from lingua_synth.study.overview import overview, run_row
@@ -216,6 +217,16 @@ def test_a_draft_is_planned_with_declared_rates(study, tmp_path):
     del draft["tokenizers"]["sp"]["bytes_per_token"]["synthetic"]
     with pytest.raises(ValueError, match=r"how much text a token of source 'synthetic' is under the tokenizer 'sp'"):
         plan_study(study(draft), draft=True)
+
+
+def test_speeds_are_measured_under_the_first_tokenizer_and_priced_under_all(study):
+    priced = {run.run_id: run for run in plan_study(study({"calibrate": "nano-27k:1000"}))}
+    first, other = (priced[f"natural-nano-27k-d2048-s42-{name}"] for name in ("bytes", "sp"))
+    assert first.gpu_hours == pytest.approx(2048 / 1000 / 3600)
+    # The same FLOP/s under the other, whose tokens cost more.
+    assert other.gpu_hours / first.gpu_hours == pytest.approx(other.flops / first.flops)
+    with pytest.raises(ValueError, match="measured under the study's first tokenizer, bytes, and no run has it"):
+        calibrate(study({"grids": {"one": {"tokenizers": ["sp"]}}}), CalibrateArgs())
 
 
 def test_a_ladder_has_a_trunk_for_each_tokenizer(study):
