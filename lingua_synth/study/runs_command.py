@@ -51,6 +51,8 @@ class CompareArgs:
 
     table: str = ""
     """Runs table, .csv or .parquet; empty: runs.csv in the study's folder."""
+    tokenizer: str = ""
+    """Only the runs of one tokenizer; a table of several is refused without it."""
     static: dict[str, str] = field(default_factory=dict)
     """Mixture that changes -> the static one it is held to; not named: the one of the same overall shares."""
     target: str = "loss_macro"
@@ -167,10 +169,14 @@ def compare_main(argv: Sequence[str]) -> int:
     """Print the differences of every mixture whose shares change to its static one."""
     from lingua_synth.files import write_json
     from lingua_synth.scaling import compare_schedules, load_runs
+    from lingua_synth.scaling.command import of_tokenizer
 
     args, study = _split(argv, CompareArgs, "compare")
     found = compare_schedules(
-        load_runs(_table(args.table, study)), static=args.static, target=args.target, level=args.level
+        of_tokenizer(load_runs(_table(args.table, study)), args.tokenizer),
+        static=args.static,
+        target=args.target,
+        level=args.level,
     )
     print("\n\n".join(map(str, found)))
     if args.save:

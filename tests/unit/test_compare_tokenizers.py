@@ -249,6 +249,21 @@ def test_within_one_tokenizer_only(tmp_path, capsys):
     assert "18 runs, 6 mixtures" in said and "D counts bytes of text" in said
 
 
+def test_schedules_are_compared_within_one_tokenizer(tmp_path, capsys):
+    runs = table({("sp", "third"): -0.5, ("bytes", "third"): 0.5}, seeds=2, mixtures=("natural", "third"))
+    changing = np.where(runs["mixture"] == "third", "web: 1 until 1/2; hq: 1", "constant")
+    losses = {"mixture_schedule": changing, "loss_macro": runs["bpb_macro"], "ratio_web": 1.0, "ratio_hq": 0.0}
+    columns = {name: values if np.ndim(values) else np.full(len(runs), values) for name, values in losses.items()}
+    # Of one budget in tokens, as schedules pair.
+    write_runs(runs.with_columns(**columns, tokens=np.round(runs["training_bytes"], -6)), tmp_path / "runs.csv")
+    words = ["compare", f"table={tmp_path / 'runs.csv'}"]
+    with pytest.raises(ValueError, match="runs of 2 tokenizers"):
+        main(words)
+    assert main([*words, "tokenizer=bytes"]) == 0
+    said = capsys.readouterr().out
+    assert "third (web: 1 until 1/2; hq: 1) - natural: worse" in said and "+0.5" in said
+
+
 def test_one_vocabulary_of_two_names_and_one_name_of_two():
     columns = {
         "run_id": ["a", "b", "c"],
