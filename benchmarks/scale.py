@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import ROOT, LeftOut, Page, Worker, goal_line, origin, public_arguments, ratio, spread
+from measure import ROOT, LeftOut, Page, Worker, at_least, goal_line, origin, public_arguments, ratio, spread
 
 from lingua_synth.model import count_parameters, preset
 from lingua_synth.model.checkpoint_interval import checkpoint_interval
@@ -394,6 +394,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="checkpoints")
     parser.add_argument("--seeds", type=int, default=10, help="of the study, 1,000 runs each")
     args = parser.parse_args(argv)
+    at_least(parser, args, tokens=1, batches=1, units=1, seconds=0.1, dim=64, rounds=1, seeds=1)
     args.sections = args.sections.split(",")
     unknown = sorted(set(args.sections) - set(SECTIONS))
     if unknown:
@@ -424,11 +425,8 @@ def main(argv: Sequence[str]) -> int:
             measures[section](bench)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    page.text("## Goals")
-    page.table(["", "goal", "measured", ""], bench.goals)
-    page.text(f"The run took {time.perf_counter() - started:.0f} s.")
-    if args.out:
-        page.write(args.out)
+    page.goals(bench.goals)
+    page.end(started, args.out)
     return 0
 
 

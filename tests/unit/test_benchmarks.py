@@ -537,3 +537,18 @@ def test_the_calls_of_a_file_system_are_counted(benchmarks, tmp_path):
     assert calls == {"open": 1, "stat": 2, "listdir": 1}
     os.listdir(tmp_path)
     assert calls["listdir"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--sections", "index,nodes"], "no section nodes; there are"),
+    ],
+)
+def test_scale_refuses_what_it_cannot_run(benchmarks, capsys, words, message):
+    import scale
+
+    with pytest.raises(SystemExit) as left:
+        scale.parse(words)
+    assert left.value.code == 2 and message in capsys.readouterr().err
