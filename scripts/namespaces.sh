@@ -42,6 +42,7 @@ down() {
     for name in $(ip netns list | cut -d' ' -f1); do
         case $name in "$switch" | "$prefix"-node*) ip netns delete "$name" && rm -rf "/etc/netns/$name" ;; esac
     done
+    rmdir /etc/netns 2>/dev/null || true # others may have namespaces too
 }
 
 # One node's torchrun. All nodes get the same command, but for who hosts the rendezvous and its own address. Without a
