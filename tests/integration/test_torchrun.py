@@ -186,7 +186,9 @@ def test_all_ranks_leave_together_when_torchrun_is_told_to(train_args, tmp_path)
     dump_args(train_args(forever, {"optim": {"scheduler": "constant"}}), tmp_path / "run.yaml")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "lingua_synth.train", f"config={tmp_path / 'run.yaml'}", FULL_SHARD]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # torchrun gives ranks 30 seconds, too few for a checkpoint on a machine with much other work.
+    env = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
     deadline = time.monotonic() + 200
     while len(read_metrics(tmp_path / "run" / "metrics.jsonl")) < 3:
         assert process.poll() is None and time.monotonic() < deadline, "no step was logged"
