@@ -19,7 +19,6 @@ import lingua_cpu
 
 from lingua_synth.config import dump_args
 from lingua_synth.files import read_json
-from lingua_synth.hosts import lingua as host
 from lingua_synth.train import train as train_somewhere
 from lingua_synth.train.metrics import read_metrics
 
@@ -27,14 +26,6 @@ pytestmark = [
     pytest.mark.skipif(not lingua_cpu.LINGUA_DIR, reason="LINGUA_DIR names no checkout of Meta Lingua"),
     pytest.mark.slow,
 ]
-
-
-@pytest.fixture
-def lingua(monkeypatch):
-    modules = lingua_cpu.imported(monkeypatch)
-    lingua_cpu.on_cpu(monkeypatch, modules)
-    monkeypatch.setattr(host, "gpu", lambda local_rank: torch.device("cpu"))
-    return modules
 
 
 def train(args):

@@ -25,14 +25,6 @@ from lingua_synth.train.schedule import learning_rate_ratio
 pytestmark = pytest.mark.skipif(not lingua_cpu.LINGUA_DIR, reason="LINGUA_DIR names no checkout of Meta Lingua")
 
 
-@pytest.fixture
-def lingua(monkeypatch):
-    modules = lingua_cpu.imported(monkeypatch)
-    lingua_cpu.on_cpu(monkeypatch, modules)
-    monkeypatch.setattr(host, "gpu", lambda local_rank: torch.device("cpu"))
-    return modules
-
-
 def train_stock(lingua, config):
     """Stock Lingua on `config`, merged over its defaults as its own `main` does."""
     from omegaconf import OmegaConf
