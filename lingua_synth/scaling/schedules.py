@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lingua_synth.scaling.paired_means import paired_mean
+from lingua_synth.scaling.paired_means import paired_mean, paired_mean_by_seed
 from lingua_synth.scaling.records import record
 from lingua_synth.scaling.runs import Runs, refuse_several_tokenizers
 
@@ -60,7 +60,9 @@ class ScheduleComparison:
     difference: float
     """Mean over the cells, nats per token."""
     interval: tuple[float, float] | None
-    """Of that mean over these cells: t with the scatter within cells, pooled. None where no cell has two seeds."""
+    """Of that mean over these cells: Student's t. None where no cell has two seeds."""
+    counts: str
+    """What errs independently in it: pairs, or seeds, where the cells of a seed share its luck."""
     num_unpaired: int
     """Runs of the schedule without a static run of the same size, tokens and seed."""
 
@@ -90,6 +92,8 @@ class ScheduleComparison:
             for cell in self.cells
         ]
         lines.append(f"  {'all cells':<41} {self.difference:>+11.5f}   {_in_words(self.interval)}")
+        if self.counts == "seeds":
+            lines.append("  note: the cells of a seed share its luck, so seeds were counted, not pairs")
         if self.share_gap > SHARE_TOLERANCE:
             lines.append(f"  note: overall shares differ by up to {100 * self.share_gap:.3g} % of the tokens")
         if self.num_unpaired:
@@ -114,7 +118,8 @@ def compare_schedules(
     losses. Runs of different learning-rate schedules do not pair.
 
     The interval of a cell is Student's t over its seeds; that of all cells takes the scatter of the pairs within
-    cells, pooled, and cells as independent of each other: it is about these sizes and budgets, not about others.
+    cells, pooled, or that of the seeds where the cells of a seed share its luck (`paired_means.py`): it is about these
+    sizes and budgets, not about others.
 
     ValueError for a table that does not say which mixtures change, without any that does, or with two runs of one
     mixture, size, budget and seed, and for a mixture without a static one (with the nearest), or without a pair.
@@ -229,12 +234,12 @@ def _compared(
         )
     cells, groups = [], []
     for (size, tokens, _, unique), keys in pairs.items():
-        groups.append([ours[key] - theirs[key] for key in keys])
-        found = paired_mean(groups[-1:], level)
+        groups.append({key[2]: ours[key] - theirs[key] for key in keys})
+        found = paired_mean([list(groups[-1].values())], level)
         static_loss = float(np.mean([theirs[key] for key in keys]))
         seeds = tuple(key[2] for key in keys)
         cells.append(ScheduleCell(size, tokens, seeds, static_loss, found.value, found.interval, unique))
-    overall = paired_mean(groups, level)
+    overall = paired_mean_by_seed(groups, level)
     return ScheduleComparison(
         mixture=name,
         schedule=schedule,
@@ -245,5 +250,6 @@ def _compared(
         cells=tuple(cells),
         difference=overall.value,
         interval=overall.interval,
+        counts=overall.counts,
         num_unpaired=len(set(ours) - set(theirs)),
     )

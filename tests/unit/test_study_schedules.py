@@ -139,7 +139,7 @@ def table(differences, *, share=0.25, **columns):
 
 
 def test_the_interval_is_student_s_over_pairs():
-    (found,) = compare_schedules(table({100: [-0.25, -0.5, -0.75], 200: [-0.125, -0.375]}))
+    (found,) = compare_schedules(table({100: [-0.25, -0.5, -0.75], 200: [-0.375, -0.125]}))
     first, second = found.cells
     assert (first.difference, second.difference) == (pytest.approx(-0.5, abs=1e-12), pytest.approx(-0.25, abs=1e-12))
     # t of 97.5 % with 2, 1 and 3 degrees of freedom, from a printed table.
@@ -150,7 +150,11 @@ def test_the_interval_is_student_s_over_pairs():
     # All cells: 0.125 + 0.03125 over 3 degrees; the mean of two cells of 3 and 2 pairs.
     error = math.sqrt(0.15625 / 3 * (1 / 3 + 1 / 2) / 4)
     assert found.interval == pytest.approx((-0.375 - t[3] * error, -0.375 + t[3] * error), rel=1e-5)
-    assert (found.static, found.verdict) == ("static", "better")
+    assert (found.static, found.verdict, found.counts) == ("static", "better", "pairs")
+    # Where a seed's cells go the same way, seeds count: two of them, whose means differ by 0.25.
+    (found,) = compare_schedules(table({100: [-0.25, -0.5], 200: [-0.125, -0.375]}))
+    assert found.interval == pytest.approx((-0.3125 - t[1] * 0.125, -0.3125 + t[1] * 0.125), rel=1e-5)
+    assert found.counts == "seeds" and "seeds were counted, not pairs" in str(found)
 
 
 def test_runs_on_parts_of_their_sources_pair_with_the_same_part():
@@ -178,14 +182,21 @@ def test_runs_on_parts_of_their_sources_pair_with_the_same_part():
         compare_schedules(Runs(columns))
 
 
-def test_its_interval_covers_as_often_as_it_says():
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.9], ids="shares {:.0%} of its luck".format)
+def test_its_interval_covers_as_often_as_it_says(shared):
     rng = np.random.default_rng(0)
-    inside = 0
+    inside, by_seed = 0, 0
     for _ in range(400):
-        values = {tokens: (0.01 + 0.02 * rng.standard_normal(3)).tolist() for tokens in (100, 200, 400)}
+        luck = math.sqrt(shared) * rng.standard_normal(3)
+        values = {
+            tokens: (0.01 + 0.02 * (luck + math.sqrt(1 - shared) * rng.standard_normal(3))).tolist()
+            for tokens in (100, 200, 400)
+        }
         (found,) = compare_schedules(table(values))
         inside += found.interval[0] <= 0.01 <= found.interval[1]
-    assert 0.92 <= inside / 400 <= 0.98
+        by_seed += found.counts == "seeds"
+    assert 0.92 <= inside / 400 <= 0.985
+    assert (by_seed > 350) if shared == 0.9 else by_seed > 100
 
 
 def test_one_seed_has_no_interval_and_no_verdict():
