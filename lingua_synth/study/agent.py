@@ -15,6 +15,7 @@ A run of several nodes is trained by as many agents that meet (`teams.py`): each
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -114,6 +115,8 @@ class Agent:
         self._idle_workers: list[Worker] = []
         self._busy_until: dict[str, float] = {}
         self._asked = 0
+        # A handler writes into one end, whoever waits hears it at the other: a sleep would go on after a signal.
+        self._bell = multiprocessing.Pipe(duplex=False)
         self.finished: set[str] = set()
         """Run ids, whoever trained them."""
         self.given_up: dict[str, str] = {}
@@ -369,13 +372,10 @@ class Agent:
             leases.release(run.key)
 
     def _wait(self) -> None:
-        """Until a worker is done, or for a moment."""
+        """Until a worker is done or a signal comes, or for a moment."""
         workers = [r.process.connection for r in self._running.values() if isinstance(r.process, Worker)]
         moment = POLL_S if len(workers) < len(self._running) else LOOK_S
-        if workers:
-            multiprocessing.connection.wait(workers, timeout=moment)
-        else:
-            time.sleep(moment)
+        multiprocessing.connection.wait([*workers, self._bell[0]], timeout=moment)
 
     # --- leaving ---
 
@@ -403,6 +403,7 @@ class Agent:
 
         def note(number: int, frame: FrameType | None) -> None:
             self._asked = number
+            self._bell[1].send(None)
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR2)}
         try:
