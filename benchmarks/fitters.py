@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,22 @@ def objective(params: dict[str, float], N: np.ndarray, D: np.ndarray, loss: np.n
     return float(np.sum(np.where(size <= DELTA, 0.5 * residual**2, DELTA * (size - 0.5 * DELTA))))
 
 
-class Fitter:
+class Table:
+    """The runs that are fitted."""
+
+    def __init__(self, N: np.ndarray, D: np.ndarray, loss: np.ndarray) -> None:
+        self.N, self.D, self.loss = N, D, loss
+
+
+class Fitter(Table, ABC):
     """A fitter of one table."""
 
     package = "numpy"
     note = ""
 
-    def __init__(self, N: np.ndarray, D: np.ndarray, loss: np.ndarray) -> None:
-        self.N, self.D, self.loss = N, D, loss
-
+    @abstractmethod
     def fit(self, starts: int | None) -> tuple[dict[str, float], float]:
         """(parameters, seconds for the whole procedure); `starts`: time no more than so many and scale up."""
-        raise NotImplementedError
 
     def bootstrap(self, resamples: np.ndarray) -> tuple[list[dict[str, float]], float]:
         """(parameters of each resample, seconds)."""
@@ -86,7 +91,7 @@ class Ours(Fitter):
         return [dict(zip(result.law.parameters, row, strict=True)) for row in result.params.tolist()], seconds
 
 
-class Exact(Fitter):
+class Exact(Table):
     """The objective and its gradient in (a, b, e, alpha, beta), written by hand."""
 
     def __init__(self, *arrays: np.ndarray) -> None:
@@ -118,7 +123,7 @@ class Exact(Fitter):
         return np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["alpha"], p["beta"]])
 
 
-class MultiStart(Exact):
+class MultiStart(Exact, Fitter):
     """SciPy's BFGS with exact gradients: from 243 starts for the fit, from the fit for every resample."""
 
     package = "scipy"
@@ -146,7 +151,7 @@ class MultiStart(Exact):
         return [self.params(result.x) for result in found], time.perf_counter() - begun
 
 
-class Published(Exact):
+class Published(Exact, Fitter):
     """The procedure of Besiroglu et al. 2024 by its description: L-BFGS-B with numerical gradients from a grid of 4500
     starts, the best that reports success; each resample by BFGS with automatic gradients from Hoffmann's values."""
 

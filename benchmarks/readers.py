@@ -18,6 +18,7 @@ import pickle
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class Data:
             yield name, (np.asarray(part) for part in np.split(ids, ends[:-1]))
 
 
-class Reader:
+class Reader(ABC):
     """What is measured. `__init__` imports the library; `open` makes batches ready to be asked for."""
 
     package = "numpy"
@@ -80,23 +81,23 @@ class Reader:
     def __init__(self, data: Data) -> None:
         self.data = data
 
+    @abstractmethod
     def open(self, state: Any = None) -> None:
         """Begin at the start of the stream, or at `state`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next(self) -> Any:
         """The next batch, an array or tensor `[batch, ...]`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> Any:
         """What `open` takes to go on behind the last batch."""
-        raise NotImplementedError
 
     def state_at(self, position: int) -> Any:
         """The state after `position` sequences without having read them; LookupError where that cannot be had."""
         raise LookupError("its state at a position comes only from having read up to it")
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing
         """Let go of what `open` made."""
 
 

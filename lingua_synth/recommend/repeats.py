@@ -14,9 +14,9 @@ import numpy as np
 
 from lingua_synth.scaling.fit import fit
 from lingua_synth.scaling.natural import PURE, natural_source, ratios
-from lingua_synth.scaling.ratio import DOUBTED_R, PUBLISHED_R
+from lingua_synth.scaling.ratio import DOUBTED_R
 from lingua_synth.scaling.repeats import value_of_repeats
-from lingua_synth.scaling.repetition import RepetitionLaw
+from lingua_synth.scaling.repetition import PUBLISHED_R_D, RepetitionLaw
 from lingua_synth.scaling.runs import Runs
 from lingua_synth.scaling.uncertainty import bootstrap
 
@@ -87,6 +87,6 @@ def repeats_of(
             why = str(error)
     low, high = DOUBTED_R
     words = (
-        f"R of {whose} text {PUBLISHED_R} [{low:g}, {high:g}], of natural text in Muennighoff et al. 2023 and refits"
+        f"R of {whose} text {PUBLISHED_R_D} [{low:g}, {high:g}], of natural text in Muennighoff et al. 2023 and refits"
     )
-    return Repeats(PUBLISHED_R, f"{words}: here {why}")
+    return Repeats(PUBLISHED_R_D, f"{words}: here {why}")

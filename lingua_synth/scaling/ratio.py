@@ -28,8 +28,6 @@ from lingua_synth.scaling.records import record
 from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.scaling.uncertainty import Bootstrap, bootstrap
 
-PUBLISHED_R = PUBLISHED_R_D
-"""Of natural text; what `best_ratio` takes for repeats that no run shows."""
 DOUBTED_R = (4.0, 23.0)
 """Least and greatest R_D from refits of their runs, by which of them are used."""
 NODES = 501
@@ -181,7 +179,7 @@ def best_ratio(
 
     `U`: unique tokens that {"natural": ..., "synthetic": ...} have; a source that is not named never repeats. A
     `MixtureLaw(repetition=True)` knows from its runs what repeats are worth. For one that was fitted to runs without
-    repeats `R` says it, by source (`PUBLISHED_R` where it does not, which the warnings say, with what other values
+    repeats `R` says it, by source (`PUBLISHED_R_D` where it does not, which the warnings say, with what other values
     give).
     `within`: ratios to search, by default those of the runs; a law says little outside them.
     `level`, `n`, `seed`, `unit`: the interval, from `bootstrap`; `n=0` leaves it out. `resamples`: a bootstrap of this
@@ -242,7 +240,7 @@ def best_ratio(
         )
         warnings.append(
             f"no run of this fit repeats tokens; the worth of repeats ({', '.join(guessed)}) is taken from published "
-            f"runs, R = {PUBLISHED_R:g}. R is not well known: as the best ratio {others}"
+            f"runs, R = {PUBLISHED_R_D:g}. R is not well known: as the best ratio {others}"
         )
     cell = None if caps else _cell(fit, place)
     values = np.unique(fit.variables["r"])
@@ -305,7 +303,7 @@ def _caps(
     if law.repetition:
         return caps, {}
     given = R or {}
-    return caps, {source: float(_positive(given.get(source, PUBLISHED_R), f"R of {source}")) for source in caps}
+    return caps, {source: float(_positive(given.get(source, PUBLISHED_R_D), f"R of {source}")) for source in caps}
 
 
 def _with_caps(
@@ -320,7 +318,7 @@ def _with_caps(
     capped = MixtureLaw(law.size, law.interaction, repetition=True)
     columns = {name: params[..., k] for k, name in enumerate(law.parameters)}
     columns |= {
-        f"R_{source}": np.full(params.shape[:-1], R.get(source, PUBLISHED_R)) for source in ("natural", "synthetic")
+        f"R_{source}": np.full(params.shape[:-1], R.get(source, PUBLISHED_R_D)) for source in ("natural", "synthetic")
     }
     return capped, np.stack([columns[name] for name in capped.parameters], axis=-1), more
 

@@ -80,24 +80,24 @@ class CellLevel:
 
 
 @dataclass(frozen=True)
-class TokenizerDifference:
-    """Bits per byte of a mixture under a tokenizer, less those under the first."""
+class PairedBits:
+    """A difference in bits per byte, by pairs of runs, of one mixture under one tokenizer."""
 
     tokenizer: str
     mixture: str
     by_cell: tuple[PairedMean | None, ...]
-    """In the order of the cells; None where there is no pair."""
+    """In the order of the cells, at the level of one comparison; None where there is no pair."""
     overall: PairedMean
 
 
 @dataclass(frozen=True)
-class MixtureEffect:
-    """Bits per byte of a mixture less those of the base, under one tokenizer; below 0 the mixture is better."""
+class TokenizerDifference(PairedBits):
+    """Bits per byte of a mixture under a tokenizer, less those under the first."""
 
-    tokenizer: str
-    mixture: str
-    by_cell: tuple[PairedMean | None, ...]
-    overall: PairedMean
+
+@dataclass(frozen=True)
+class MixtureEffect(PairedBits):
+    """Bits per byte of a mixture less those of the base, under one tokenizer; below 0 the mixture is better."""
 
     @property
     def verdict(self) -> str:
@@ -108,15 +108,10 @@ class MixtureEffect:
 
 
 @dataclass(frozen=True)
-class Interaction:
-    """The effect of a mixture under a tokenizer, less its effect under the first."""
+class Interaction(PairedBits):
+    """The effect of a mixture under a tokenizer, less its effect under the first; `overall` is at the level of all
+    interactions together."""
 
-    tokenizer: str
-    mixture: str
-    by_cell: tuple[PairedMean | None, ...]
-    """At the level of one comparison."""
-    overall: PairedMean
-    """At the level of all interactions together."""
     margin: float
 
     @property
@@ -359,7 +354,7 @@ class TokenizerComparison:
         return "\n".join(lines)
 
 
-def _plain_effect(entry: Any) -> dict[str, Any]:
+def _plain_effect(entry: PairedBits) -> dict[str, Any]:
     plain = dict(entry.__dict__) | {
         "overall": dict(entry.overall.__dict__),
         "by_cell": [None if one is None else dict(one.__dict__) for one in entry.by_cell],

@@ -23,6 +23,7 @@ from lingua_synth.model.counts import count_parameters, in_words
 from lingua_synth.scaling import RepetitionLaw, expected_errors, next_runs
 from lingua_synth.scaling.design import Design, NextRuns
 from lingua_synth.scaling.repeats import WEAK_FACTOR
+from lingua_synth.scaling.repetition import log_worth_of_repeats
 from lingua_synth.scaling.repetition_fits import EVEN, FEWEST_SIZES, PASSES
 from lingua_synth.study.args import DesignArgs
 from lingua_synth.study.plan import PlannedRun
@@ -64,9 +65,9 @@ class RepeatsConditioning:
         R, error = self.assumed_R_D, self.design.standard_errors["R_D"]
         found = []
         for passes in [*(p for p in PASSES if p < 0.95 * self.most_passes), self.most_passes]:
-            gone = math.exp(-(passes - 1) / R)
-            slope = 1 - gone - (passes - 1) / R * gone
-            found.append((passes, 1 + R * (1 - gone), slope * error))
+            log_worth, by_R = log_worth_of_repeats(np.log(np.asarray(passes)), np.asarray(R))
+            value = passes * math.exp(float(log_worth))
+            found.append((passes, value, value * float(by_R) * error))
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -211,13 +211,19 @@ class Seat:
         return None
 
     def _follow_call(self) -> Ended | None:
-        call = read_call(self._folder, self._run)
-        if call is None or call.call_id != self._call.call_id or not self._leases.is_held(self._run.key):
+        call = self._standing_call()
+        if call is None:
             return Ended("alone", "the leader has left")
         if not call.is_open:
             self._call = call
             self._begin()
         return None
+
+    def _standing_call(self) -> Call | None:
+        """The call that this node follows, as its leader says it now; None where the leader is gone or calls anew."""
+        call = read_call(self._folder, self._run)
+        stands = call is not None and call.call_id == self._call.call_id and self._leases.is_held(self._run.key)
+        return call if stands else None
 
     def _begin(self) -> None:
         log = _log_path(self._folder, self._run, self.member)
@@ -249,9 +255,8 @@ class Seat:
 
     def _who_is_lost(self) -> str:
         if self.member:
-            call = read_call(self._folder, self._run)
-            gone = call is None or call.call_id != self._call.call_id or not self._leases.is_held(self._run.key)
-            return "the leader of its team is gone" if gone and not self._run.is_finished else ""
+            gone = self._standing_call() is None and not self._run.is_finished
+            return "the leader of its team is gone" if gone else ""
         for member in range(1, self._call.num_nodes):
             answer = _read(_answer_path(self._folder, self._run, member))
             if answer.get("has_ended"):

@@ -13,7 +13,8 @@ from lingua_synth.generate.cost import GenerationRate, generation_cost
 from lingua_synth.recommend import Generator, Repeats, Surface, advise, training_cost
 from lingua_synth.scaling import Runs, best_ratio, fit_ratios, kinds_of, simulate_study
 from lingua_synth.scaling.hull import trained_places
-from lingua_synth.scaling.ratio import LIKELIER, PUBLISHED_R, likelier_by, rivals_of
+from lingua_synth.scaling.ratio import LIKELIER, likelier_by, rivals_of
+from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.scaling.simulate import EFFECTS, NATURAL
 
 RATIOS = [0.05, 0.15, 0.33, 0.5, 0.67, 1.0]
@@ -55,7 +56,7 @@ def ask(study, price=PER_BILLION, *, tokens=D, N=None, error=0.0, changes=False,
 # --- brute force ---
 
 
-def worth(passes, R=PUBLISHED_R):
+def worth(passes, R=PUBLISHED_R_D):
     """Of a token that is read so often, beside a new one."""
     return (1 + R * -math.expm1(-(passes - 1) / R)) / passes if passes > 1 else 1.0
 
@@ -434,7 +435,7 @@ def test_a_law_comes_apart_into_what_tokens_lower_and_what_they_do_not(exact):
 
 def test_a_loss_that_repeats_never_reach_takes_infinite_tokens(exact):
     runs, fits, N = exact
-    guess = Repeats(PUBLISHED_R, "published")
+    guess = Repeats(PUBLISHED_R_D, "published")
     places = trained_places(runs, "natural", "rephrased")
     surface = Surface.of(kinds_of(runs, "natural")["rephrased"], fits["rephrased"], places, (guess, guess), 0)
     share, once, few = np.array([0.0, 0.0, 0.4]), np.ones(3), np.array([np.inf, 1e9, 1e9])

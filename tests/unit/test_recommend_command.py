@@ -10,7 +10,7 @@ from lingua_synth.generate.cost import rate_error
 from lingua_synth.recommend import fresh_runs, read_generators, repeats_of, size_in_words
 from lingua_synth.scaling import RepetitionLaw, Runs, kinds_of, simulate_study, write_runs
 from lingua_synth.scaling.hull import TOLERANCE, in_hull, outside, section, trained_places
-from lingua_synth.scaling.ratio import PUBLISHED_R
+from lingua_synth.scaling.repetition import PUBLISHED_R_D
 from lingua_synth.tokens.shards import FORMAT, VERSION
 
 
@@ -194,11 +194,11 @@ def test_what_repeats_are_worth_comes_from_the_table_where_it_says():
     drawn = found.draws(200, np.random.default_rng(0))
     assert len(drawn) == 200 and 5 < np.median(drawn) < 7 and np.std(drawn) > 0
     other = repeats_of(runs, "web", "hq", target="loss_macro", n_definition="non_embedding")
-    assert other.R == PUBLISHED_R and "no run of hq alone reads a token twice" in other.origin
+    assert other.R == PUBLISHED_R_D and "no run of hq alone reads a token twice" in other.origin
     guessed = other.draws(500, np.random.default_rng(0))
     assert guessed.min() >= 4 and guessed.max() <= 23
     one_size = repeats_of(runs.take(runs["size"] == "1e+08"), "web", "web", target="loss_macro", n_definition="total")
     assert abs(one_size.R / 6 - 1) < 0.3 and "by 9 runs of it alone" in one_size.origin
     few = runs.take(np.flatnonzero(runs["size"] == "1e+08")[:4])
     unknown = repeats_of(few, "web", "web", target="loss_macro", n_definition="total")
-    assert unknown.R == PUBLISHED_R and "Muennighoff" in unknown.origin and "fewer points than" in unknown.origin
+    assert unknown.R == PUBLISHED_R_D and "Muennighoff" in unknown.origin and "fewer points than" in unknown.origin
